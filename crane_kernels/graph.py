@@ -1,0 +1,452 @@
+"""The sparse matrix every graph operation takes: an immutable, validated CSR matrix that caches its transpose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crane_kernels import checks
+
+_INT32_MAX = 2**31 - 1
+_INT64_MAX = 2**63 - 1
+
+Indices = Tensor | np.ndarray[Any, Any] | Sequence[int]
+Values = Tensor | np.ndarray[Any, Any] | Sequence[float]
+Normalisation = Literal["symmetric", "row", "column"]
+
+
+class Graph:
+    """A sparse matrix A of shape (n_rows, n_cols) in compressed sparse rows; A[i, j] is the weight of the edge j -> i.
+
+    A graph never changes. Columns ascend within a row. What is derived from it (its transpose, its values in another
+    dtype) is built when first needed and kept on the object.
+
+    Attributes:
+        rowptr: (n_rows + 1,) int64; the edges of row i are rowptr[i] to rowptr[i + 1].
+        col: (nnz,) column of each edge; int32 where n_cols fits, else int64.
+        value: (nnz,) floating-point weight of each edge.
+        shape: (n_rows, n_cols).
+    """
+
+    def __init__(
+        self,
+        rowptr: Indices,
+        col: Indices,
+        value: Values | None,
+        shape: Sequence[int],
+        symmetric: bool | None = None,
+    ) -> None:
+        """Take over CSR arrays as they are, after checking them.
+
+        Args:
+            rowptr: (n_rows + 1,) integers, ascending from 0 to nnz.
+            col: (nnz,) integers in [0, n_cols), ascending within each row.
+            value: (nnz,) weights, or None for ones (float32).
+            shape: (n_rows, n_cols).
+            symmetric: whether A equals its transpose, if the caller knows (it is believed); None: found when needed.
+
+        Raises:
+            TypeError: indices that are no integers, or values that are no numbers.
+            ValueError: an index out of range, lengths that do not match, NaN values, unsorted rows.
+        """
+        n_rows, n_cols = _shape(shape)
+        pointers, columns = _indices("rowptr", rowptr), _indices("col", col)
+        weights = _values(value, columns)
+        _check_rowptr(pointers, n_rows, columns.numel())
+        _check_range("col", columns, n_cols)
+        _check_sorted(pointers, columns)
+        self._set(pointers, columns.to(_index_dtype(n_cols)), weights, (n_rows, n_cols), symmetric)
+
+    def _set(self, rowptr: Tensor, col: Tensor, value: Tensor, shape: tuple[int, int], symmetric: bool | None) -> None:
+        if symmetric and shape[0] != shape[1]:
+            raise ValueError(f"symmetric: found True for shape {shape}, expected a square matrix")
+        self._rowptr, self._col, self._value = rowptr, col, value
+        self._shape = shape
+        self._symmetric = symmetric
+        self._transpose: Graph | None = None
+        self._order: Tensor | None = None
+        self._cast: dict[torch.dtype, Graph] = {}
+
+    @classmethod
+    def _trusted(
+        cls, rowptr: Tensor, col: Tensor, value: Tensor, shape: tuple[int, int], symmetric: bool | None = None
+    ) -> Graph:
+        """A graph of arrays that are right by construction: rowptr int64, col of the right dtype and sorted."""
+        graph = cls.__new__(cls)
+        graph._set(rowptr, col, value, shape, symmetric)
+        return graph
+
+    @classmethod
+    def from_edges(
+        cls,
+        row: Indices,
+        col: Indices,
+        value: Values | None = None,
+        shape: Sequence[int] | None = None,
+        *,
+        symmetric: bool | None = None,
+    ) -> Graph:
+        """Build a graph from a list of edges in any order; edges given more than once are summed.
+
+        Args:
+            row: (n_edges,) integers in [0, n_rows).
+            col: (n_edges,) integers in [0, n_cols).
+            value: (n_edges,) weights, or None for ones (float32).
+            shape: (n_rows, n_cols); None: the largest indices, plus one.
+            symmetric: whether A equals its transpose, if the caller knows (it is believed); None: found when needed.
+
+        Raises:
+            TypeError: indices that are no integers, or values that are no numbers.
+            ValueError: an index out of range, lengths that do not match, NaN values.
+        """
+        rows, columns = _indices("row", row), _indices("col", col)
+        if rows.numel() != columns.numel():
+            raise ValueError(f"col: found {columns.numel()} indices, expected {rows.numel()}, one for each of row")
+        checks.same_device("col", columns, rows.device, "row")
+        weights = _values(value, columns)
+        n_rows, n_cols = _shape(shape) if shape is not None else (_span(rows), _span(columns))
+        _check_range("row", rows, n_rows)
+        _check_range("col", columns, n_cols)
+        rows, columns, weights = _sort_and_sum(rows, columns, weights, n_cols)
+        return cls._trusted(
+            _count_rows(rows, n_rows), columns.to(_index_dtype(n_cols)), weights, (n_rows, n_cols), symmetric
+        )
+
+    @classmethod
+    def from_torch(cls, sparse: Tensor) -> Graph:
+        """Build a graph from a two-dimensional torch sparse tensor: COO (coalesced or not), CSR or CSC.
+
+        Entries stored more than once are summed; zeros that are stored stay.
+
+        Raises:
+            TypeError: ``sparse`` is no sparse tensor of these layouts.
+            ValueError: it is not two-dimensional, or holds NaN.
+        """
+        if not isinstance(sparse, Tensor):
+            raise TypeError(f"sparse: found {type(sparse).__name__}, expected a torch sparse tensor")
+        if sparse.dim() != 2:
+            raise ValueError(f"sparse: found shape {tuple(sparse.shape)}, expected two dimensions")
+        if sparse.layout == torch.sparse_coo:
+            row, col = sparse._indices()
+            value = sparse._values()
+        elif sparse.layout == torch.sparse_csr:
+            row, col, value = _expand(sparse.crow_indices()), sparse.col_indices(), sparse.values()
+        elif sparse.layout == torch.sparse_csc:
+            row, col, value = sparse.row_indices(), _expand(sparse.ccol_indices()), sparse.values()
+        else:
+            raise TypeError(f"sparse: found layout {sparse.layout}, expected sparse COO, CSR or CSC")
+        return cls.from_edges(row, col, value, sparse.shape)
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> Graph:
+        """Build a graph from a scipy sparse matrix or array of any format; stored zeros stay, duplicates are summed.
+
+        Raises:
+            TypeError: ``matrix`` is no scipy sparse matrix.
+            ValueError: it holds NaN.
+        """
+        if not hasattr(matrix, "tocoo"):
+            raise TypeError(f"matrix: found {type(matrix).__name__}, expected a scipy sparse matrix")
+        coo = matrix.tocoo()
+        return cls.from_edges(coo.row, coo.col, coo.data, coo.shape)
+
+    @property
+    def rowptr(self) -> Tensor:
+        """(n_rows + 1,) int64."""
+        return self._rowptr
+
+    @property
+    def col(self) -> Tensor:
+        """(nnz,) int32 or int64, ascending within each row."""
+        return self._col
+
+    @property
+    def value(self) -> Tensor:
+        """(nnz,) floating point."""
+        return self._value
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_rows, n_cols)."""
+        return self._shape
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return self._shape[0]
+
+    @property
+    def n_cols(self) -> int:
+        """Number of columns."""
+        return self._shape[1]
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored entries."""
+        return self._col.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arrays live."""
+        return self._value.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the values."""
+        return self._value.dtype
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether A equals its transpose exactly: as given at construction, else found (and kept) at the first look."""
+        if self._symmetric is None:
+            self._symmetric = self._shape[0] == self._shape[1] and self._equals(self._transposed())
+        return self._symmetric
+
+    def __repr__(self) -> str:
+        return f"Graph(shape={self._shape}, nnz={self.nnz}, dtype={self.dtype}, device={str(self.device)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Graph._trusted, (self._rowptr, self._col, self._value, self._shape, self._symmetric)
+
+    def row(self) -> Tensor:
+        """Row of each edge: (nnz,) int64, ascending."""
+        return _expand(self._rowptr, self.nnz)
+
+    def degrees(self) -> Tensor:
+        """Sum of each row's values (the number of its edges, where all values are one): (n_rows,), dtype of value."""
+        return self._value.new_zeros(self.n_rows).index_add(0, self.row(), self._value)
+
+    def transpose(self) -> Graph:
+        """The transpose; built when first asked for and kept. A graph known to be symmetric is its own."""
+        return self if self._symmetric else self._transposed()
+
+    def _transposed(self) -> Graph:
+        if self._transpose is None:
+            row, col = self.row(), self._col.long()
+            self._order = torch.sort(col, stable=True).indices
+            transpose = Graph._trusted(
+                _count_rows(col[self._order], self.n_cols),
+                row[self._order].to(_index_dtype(self.n_rows)),
+                self._value[self._order],
+                (self.n_cols, self.n_rows),
+                self._symmetric,
+            )
+            if self._value.requires_grad:  # its values belong to one autograd graph: never kept
+                return transpose
+            self._transpose = transpose
+            transpose._transpose = self
+        return self._transpose
+
+    def _equals(self, other: Graph) -> bool:
+        return (
+            self._shape == other._shape
+            and torch.equal(self._rowptr, other._rowptr)
+            and torch.equal(self._col, other._col)
+            and torch.equal(self._value, other._value)
+        )
+
+    def to(self, target: torch.device | str | torch.dtype) -> Graph:
+        """This graph with its arrays on another device, or its values in another floating-point dtype.
+
+        Raises:
+            TypeError: ``target`` is a dtype that is not floating-point.
+        """
+        if isinstance(target, torch.dtype):
+            return self._with_dtype(target)
+        if torch.device(target) == self.device:
+            return self
+        arrays = self._rowptr.to(target), self._col.to(target), self._value.to(target)
+        return Graph._trusted(*arrays, self._shape, self._symmetric)
+
+    def _with_dtype(self, dtype: torch.dtype) -> Graph:
+        if dtype == self.dtype:
+            return self
+        if dtype not in checks.FLOATING:
+            raise TypeError(f"target: found dtype {dtype}, expected a floating-point dtype")
+        if self._value.requires_grad:
+            return self.with_value(self._value.to(dtype))
+        if dtype not in self._cast:
+            # Rounding can make a matrix symmetric but never unsymmetric: only a yes carries over.
+            self._cast[dtype] = Graph._trusted(
+                self._rowptr, self._col, self._value.to(dtype), self._shape, self._symmetric or None
+            )
+        return self._cast[dtype]
+
+    def with_value(self, value: Tensor, symmetric: bool | None = None) -> Graph:
+        """The same edges with other weights.
+
+        Args:
+            value: (nnz,) floating point, on this graph's device.
+            symmetric: whether the new matrix equals its transpose, if known.
+
+        Raises:
+            TypeError: ``value`` is not floating-point.
+            ValueError: its shape is not (nnz,), or it holds NaN.
+        """
+        checks.same_device("value", value, self.device, "the graph")
+        return Graph._trusted(self._rowptr, self._col, _values(value, self._col), self._shape, symmetric)
+
+    def normalize(self, how: Normalisation) -> Graph:
+        """Scale the values by the degrees: with D = row sums and C = column sums of the values,
+
+        ``"symmetric"``: D^{-1/2} A C^{-1/2} (Kipf and Welling 2017, extended to rectangular A); ``"row"``: D^{-1} A;
+        ``"column"``: A C^{-1}. Empty rows and columns stay empty.
+
+        Raises:
+            ValueError: an unknown ``how``, or negative values.
+        """
+        if how not in ("symmetric", "row", "column"):
+            raise ValueError(f"how: found {how!r}, expected 'symmetric', 'row' or 'column'")
+        if self.nnz and bool((self._value < 0).any()):
+            raise ValueError("normalize: found negative values, expected values of at least zero")
+        row, col, power = self.row(), self._col, -0.5 if how == "symmetric" else -1.0
+        scale = torch.ones_like(self._value)
+        if how != "column":
+            scale = scale * _safe_power(self.degrees(), power)[row]
+        if how != "row":
+            sums = self._value.new_zeros(self.n_cols).index_add(0, col, self._value)
+            scale = scale * _safe_power(sums, power)[col]
+        symmetric = self._symmetric if how == "symmetric" else None
+        return self.with_value(self._value * scale, symmetric=symmetric)
+
+    def bipartite(self) -> Graph:
+        """The symmetric graph [[0, A], [A^T, 0]] over rows and columns: shape (n_rows + n_cols,) * 2.
+
+        For a graph of users x items, nodes 0 .. n_users - 1 are the users and the items follow.
+        """
+        transpose = self._transposed()
+        n = self.n_rows + self.n_cols
+        dtype = _index_dtype(n)
+        return Graph._trusted(
+            torch.cat([self._rowptr, transpose._rowptr[1:] + self.nnz]),
+            torch.cat([self._col.to(dtype) + self.n_rows, transpose._col.to(dtype)]),
+            torch.cat([self._value, transpose._value]),
+            (n, n),
+            symmetric=True,
+        )
+
+    def to_dense(self) -> Tensor:
+        """A as a dense (n_rows, n_cols) tensor."""
+        return self._value.new_zeros(self._shape).index_put((self.row(), self._col.long()), self._value)
+
+    def to_torch(self) -> Tensor:
+        """A as a torch sparse CSR tensor with int64 indices."""
+        return torch.sparse_csr_tensor(self._rowptr, self._col.long(), self._value, self._shape)
+
+
+def _index_dtype(n: int) -> torch.dtype:
+    return torch.int32 if n <= _INT32_MAX else torch.int64
+
+
+def _shape(shape: Sequence[int]) -> tuple[int, int]:
+    sizes = tuple(int(size) for size in shape)
+    if len(sizes) != 2 or min(sizes) < 0:
+        raise ValueError(f"shape: found {tuple(shape)}, expected two sizes of at least zero")
+    return sizes[0], sizes[1]
+
+
+def _indices(name: str, values: Indices) -> Tensor:
+    """``values`` as a one-dimensional int64 tensor."""
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    if tensor.numel() == 0:
+        tensor = tensor.to(torch.int64)
+    if tensor.dtype in (torch.bool,) or tensor.is_floating_point() or tensor.is_complex():
+        raise TypeError(f"{name}: found dtype {tensor.dtype}, expected integers")
+    if tensor.dim() != 1:
+        raise ValueError(f"{name}: found shape {tuple(tensor.shape)}, expected one dimension")
+    return tensor.detach().long().contiguous()
+
+
+def _values(values: Values | None, col: Tensor) -> Tensor:
+    """``values`` as a contiguous floating-point tensor beside ``col``; integers become float32."""
+    if values is None:
+        return torch.ones(col.numel(), dtype=torch.float32, device=col.device)
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    if tensor.is_complex():
+        raise TypeError(f"value: found dtype {tensor.dtype}, expected real numbers")
+    if tensor.dtype not in checks.FLOATING:
+        tensor = tensor.float()
+    if tuple(tensor.shape) != (col.numel(),):
+        raise ValueError(f"value: found shape {tuple(tensor.shape)}, expected ({col.numel()},), one for each edge")
+    checks.same_device("value", tensor, col.device, "col")
+    nan = tensor.detach().isnan()
+    if bool(nan.any()):
+        raise ValueError(f"value: found NaN at edge {int(nan.nonzero()[0])}, expected numbers")
+    return tensor.contiguous()
+
+
+def _check_rowptr(rowptr: Tensor, n_rows: int, nnz: int) -> None:
+    if rowptr.numel() != n_rows + 1:
+        raise ValueError(f"rowptr: found {rowptr.numel()} entries, expected {n_rows + 1}, one more than rows")
+    if int(rowptr[0]) != 0 or int(rowptr[-1]) != nnz:
+        raise ValueError(f"rowptr: found it from {int(rowptr[0])} to {int(rowptr[-1])}, expected from 0 to {nnz}")
+    falls = rowptr[1:] < rowptr[:-1]
+    if bool(falls.any()):
+        raise ValueError(f"rowptr: found it falling after row {int(falls.nonzero()[0])}, expected it to ascend")
+
+
+def _check_range(name: str, index: Tensor, size: int) -> None:
+    if index.numel() == 0:
+        return
+    wrong = (index < 0) | (index >= size)
+    if bool(wrong.any()):
+        at = int(wrong.nonzero()[0])
+        raise ValueError(f"{name}: found index {int(index[at])} at edge {at}, expected 0 to {size - 1}")
+
+
+def _check_sorted(rowptr: Tensor, col: Tensor) -> None:
+    row = _expand(rowptr, col.numel())
+    wrong = (col[1:] <= col[:-1]) & (row[1:] == row[:-1])
+    if bool(wrong.any()):
+        at = int(row[1:][wrong][0])
+        raise ValueError(
+            f"col: found columns of row {at} that do not strictly ascend, expected sorted rows (use Graph.from_edges)"
+        )
+
+
+def _span(index: Tensor) -> int:
+    return int(index.max()) + 1 if index.numel() else 0
+
+
+def _expand(rowptr: Tensor, nnz: int | None = None) -> Tensor:
+    """Row of each entry of a compressed row pointer."""
+    rows = torch.arange(rowptr.numel() - 1, device=rowptr.device)
+    return torch.repeat_interleave(rows, rowptr.diff().long(), output_size=nnz)
+
+
+def _count_rows(row: Tensor, n_rows: int) -> Tensor:
+    """Row pointer of sorted row indices: (n_rows + 1,) int64."""
+    rowptr = torch.zeros(n_rows + 1, dtype=torch.int64, device=row.device)
+    torch.cumsum(torch.bincount(row, minlength=n_rows), 0, out=rowptr[1:])
+    return rowptr
+
+
+def _sort_and_sum(row: Tensor, col: Tensor, value: Tensor, n_cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Edges by row, then column; those of one place summed in the order they were given."""
+    if row.numel() < 2:
+        return row, col, value
+    rising = (row[1:] > row[:-1]) | ((row[1:] == row[:-1]) & (col[1:] > col[:-1]))
+    if bool(rising.all()):
+        return row, col, value
+    if int(row.max()) < _INT64_MAX // max(n_cols, 1):
+        order = torch.sort(row * n_cols + col, stable=True).indices
+    else:
+        by_col = torch.sort(col, stable=True).indices
+        order = by_col[torch.sort(row[by_col], stable=True).indices]
+    row, col, value = row[order], col[order], value[order]
+    first = torch.ones_like(row, dtype=torch.bool)
+    first[1:] = (row[1:] != row[:-1]) | (col[1:] != col[:-1])
+    if bool(first.all()):
+        return row, col, value
+    place = first.cumsum(0) - 1
+    summed = value.new_zeros(int(place[-1]) + 1).index_add(0, place, value)
+    return row[first], col[first], summed
+
+
+def _safe_power(x: Tensor, power: float) -> Tensor:
+    """``x ** power``, and 0 where ``x`` is 0."""
+    return torch.where(x > 0, x, torch.ones_like(x)).pow(power) * (x > 0)

@@ -1,0 +1,17 @@
+"""The meaning of ``propagate`` in plain PyTorch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from crane_kernels.graph import Graph
+from crane_kernels.spmm import reference
+
+
+def propagate(graph: Graph, x: Tensor, layers: int) -> Tensor:
+    """Mean of x, A x, ..., A^layers x: (n, d) -> (n, d)."""
+    total = x
+    for _ in range(layers):
+        x = reference.spmm(graph, x)
+        total = total + x
+    return total / (layers + 1)
