@@ -83,10 +83,8 @@ def evaluate_split(
     """
     if split not in ("validation", "test"):
         raise ValueError(f"split: found {split!r}, expected 'validation' or 'test'")
-    seen = dataset.graph("train")
-    if mask_validation and split == "test":
-        seen = _union(seen, dataset.graph("validation"))
-    return evaluate(user, item, seen, dataset.graph(split), ks, metrics)
+    known = ("train", "validation") if mask_validation and split == "test" else ("train",)
+    return evaluate(user, item, dataset.graph(*known), dataset.graph(split), ks, metrics)
 
 
 def popularity(train: Graph) -> tuple[Tensor, Tensor]:
@@ -121,11 +119,6 @@ def _hits(users: Tensor, items: Tensor, keys: Tensor, n_items: int) -> Tensor:
     return keys[place] == wanted
 
 
-def _union(a: Graph, b: Graph) -> Graph:
-    rows, cols = torch.cat([a.row(), b.row()]), torch.cat([a.col, b.col])
-    return Graph.from_edges(rows, cols, shape=a.shape)
-
-
 def _check(
     user: Tensor, item: Tensor, seen: Graph | None, targets: Graph, ks: Sequence[int], metrics: Sequence[str]
 ) -> None:
@@ -133,8 +126,8 @@ def _check(
     for name, graph in (("targets", targets), ("seen", seen)):
         if graph is not None and tuple(graph.shape) != expected:
             raise ValueError(
-                f"{name}: found {graph.shape[0]} users x {graph.shape[1]} items, expected {expected[0]} x {expected[1]} "
-                "as the embeddings have"
+                f"{name}: found {graph.shape[0]} users x {graph.shape[1]} items, "
+                f"expected {expected[0]} x {expected[1]} as the embeddings have"
             )
     if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
         raise ValueError(f"ks: found {list(ks)}, expected one or more positive integers")

@@ -1,0 +1,216 @@
+"""Recommendations from a trained run, in the user's own ids.
+
+A run holds one file, ``export.safetensors``, with the final embeddings, the original ids and the training interactions.
+Recommending needs neither the data set nor the model's code.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from crane.config import RunConfig
+from crane.evaluation.ranking import check_finite, ranked_blocks
+from crane.files import write_atomically
+from crane_kernels import Graph
+
+if TYPE_CHECKING:
+    from crane.data import Dataset
+
+EXPORT = "export.safetensors"
+TABLE_SUFFIXES = (".csv", ".parquet")
+_SHOWN = 5
+
+Ids = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What recommending needs of a finished run.
+
+    Attributes:
+        config: the run's configuration.
+        user_ids: (U,) original ids, int64 or str objects.
+        item_ids: (I,) original ids, int64 or str objects.
+        user: (U, d) final user embeddings.
+        item: (I, d) final item embeddings.
+        seen: U x I graph of the training interactions.
+    """
+
+    config: RunConfig
+    user_ids: Ids = field(repr=False)
+    item_ids: Ids = field(repr=False)
+    user: Tensor = field(repr=False)
+    item: Tensor = field(repr=False)
+    seen: Graph = field(repr=False)
+
+    def recommend(
+        self, users: Sequence[Any] | Ids | Literal["all"], k: int = 20, exclude_seen: bool = True
+    ) -> pa.Table:
+        """The best ``k`` items of each user by descending score; ties go to the item that comes first in the data.
+
+        Args:
+            users: original ids, in the order wanted, or "all". Ids are compared as text: 7 and "7" are the same user.
+            k: items a user; users with fewer items left get fewer.
+            exclude_seen: leave out the items that the user has in the training data.
+
+        Returns:
+            A table with columns user and item (int64 or string, as the ids are), rank (int64, from 1), score (float).
+
+        Raises:
+            TypeError: ``users`` is a single id, or ``k`` is no integer.
+            ValueError: an unknown user, no users at all, or ``k`` below 1.
+        """
+        wanted = _positive("k", k)
+        rows = self._rows(users)
+        blocks = list(ranked_blocks(self.user, self.item, self.seen if exclude_seen else None, rows, wanted))
+        scores, items = torch.cat([block[1] for block in blocks]), torch.cat([block[2] for block in blocks])
+        kept = items >= 0
+        row, rank = torch.nonzero(kept, as_tuple=True)
+        return pa.table(
+            {
+                "user": _id_array(self.user_ids[rows[row].numpy()]),
+                "rank": pa.array((rank + 1).numpy()),
+                "item": _id_array(self.item_ids[items[kept].numpy()]),
+                "score": pa.array(scores[kept].numpy()),
+            }
+        )
+
+    def _rows(self, users: Sequence[Any] | Ids | Literal["all"]) -> Tensor:
+        if isinstance(users, str) and users == "all":
+            return torch.arange(len(self.user_ids))
+        if isinstance(users, str) or not isinstance(users, Sequence | np.ndarray):
+            raise TypeError(f"users: found {users!r}, expected a list of ids or 'all'")
+        if len(users) == 0:
+            raise ValueError("users: found an empty list, expected at least one id")
+        rows = [self._row_of.get(str(user), -1) for user in users]
+        unknown = list(dict.fromkeys(str(user) for user, row in zip(users, rows, strict=True) if row < 0))
+        if unknown:
+            shown = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
+            raise ValueError(f"users: {len(unknown)} of {len(users)} ids are not in the training data: {shown}")
+        return torch.tensor(rows)
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {str(user): row for row, user in enumerate(self.user_ids)}
+
+
+def export(run_dir: str | Path, dataset: Dataset, user: Tensor, item: Tensor) -> None:
+    """Write ``RUN/export.safetensors``, which :func:`load` reads; an older one is replaced at once or not at all.
+
+    Args:
+        run_dir: the run's folder.
+        dataset: the data set trained on, for its ids and training interactions.
+        user: (U, d) final user embeddings.
+        item: (I, d) final item embeddings.
+
+    Raises:
+        ValueError: the embeddings do not fit the data set, or are not finite.
+    """
+    found, expected = (len(user), len(item)), (dataset.n_users, dataset.n_items)
+    if found != expected:
+        raise ValueError(f"user and item: found {found} rows, expected {expected} as the data set has")
+    check_finite(user, item)
+    seen = dataset.graph("train")
+    tensors = {"user": user, "item": item, "seen.rowptr": seen.rowptr, "seen.col": seen.col}
+    tensors |= _pack_ids("user_ids", dataset.user_ids) | _pack_ids("item_ids", dataset.item_ids)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(Path(run_dir) / EXPORT, lambda path: save_file(plain, path, {"format": "pt", "version": "1"}))
+
+
+def load(run_dir: str | Path) -> TrainedModel:
+    """Load a trained run.
+
+    Raises:
+        ValueError: there is no such run, it holds no trained model yet, or its export is damaged.
+    """
+    from crane.training.run import RunFolder  # training imports this module to export
+
+    folder = RunFolder(Path(run_dir))
+    folder.check_run()
+    path = folder.path / EXPORT
+    if not path.is_file():
+        raise ValueError(f"the run {run_dir} holds no trained model yet: {EXPORT} is missing")
+    try:
+        tensors = load_file(path)
+        shape = len(tensors["user"]), len(tensors["item"])
+        return TrainedModel(
+            config=RunConfig.load(folder.config),
+            user_ids=_unpack_ids("user_ids", tensors),
+            item_ids=_unpack_ids("item_ids", tensors),
+            user=tensors["user"],
+            item=tensors["item"],
+            seen=Graph(tensors["seen.rowptr"], tensors["seen.col"], None, shape),
+        )
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def save_table(table: pa.Table, path: str | Path) -> None:
+    """Write recommendations as CSV or Parquet, by the suffix of ``path``: the whole file or none.
+
+    Raises:
+        ValueError: another suffix, or a folder that does not exist.
+    """
+    path = Path(path)
+    check_table_path(path)
+    write = pyarrow.csv.write_csv if path.suffix == ".csv" else pyarrow.parquet.write_table
+    write_atomically(path, lambda temporary: write(table, str(temporary)))
+
+
+def check_table_path(path: Path) -> None:
+    """Refuse a path that :func:`save_table` cannot write, before anything is computed.
+
+    Raises:
+        ValueError: the suffix is neither .csv nor .parquet, or the folder does not exist.
+    """
+    if path.suffix not in TABLE_SUFFIXES:
+        raise ValueError(f"output: found {str(path)!r}, expected a name that ends in {' or '.join(TABLE_SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"output: the folder {str(path.parent)!r} does not exist")
+
+
+def _positive(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: found {value!r}, expected a positive integer") from None
+    if isinstance(value, bool) or number < 1:
+        raise ValueError(f"{name}: found {value!r}, expected a positive integer")
+    return number
+
+
+def _pack_ids(name: str, ids: Ids) -> dict[str, Tensor]:
+    """Integers as they are; text as UTF-8 bytes with the end of each id, as Arrow stores it."""
+    if ids.dtype.kind == "i":
+        return {name: torch.from_numpy(ids.astype(np.int64))}
+    encoded = [str(entry).encode() for entry in ids]
+    ends = np.cumsum([len(entry) for entry in encoded], dtype=np.int64)
+    content = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+    return {f"{name}.bytes": torch.from_numpy(content.copy()), f"{name}.ends": torch.from_numpy(ends)}
+
+
+def _unpack_ids(name: str, tensors: dict[str, Tensor]) -> Ids:
+    if name in tensors:
+        return tensors[name].numpy()
+    content, ends = tensors[f"{name}.bytes"].numpy().tobytes(), tensors[f"{name}.ends"].tolist()
+    starts = [0, *ends[:-1]]
+    return np.array([content[a:b].decode() for a, b in zip(starts, ends, strict=True)], dtype=object)
+
+
+def _id_array(ids: Ids) -> pa.Array:
+    return pa.array(ids) if ids.dtype.kind == "i" else pa.array(ids, type=pa.string())
