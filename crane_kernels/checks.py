@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_COUNTS = {1: "one dimension", 2: "two dimensions", 3: "three dimensions"}
 
 
 def matrix(name: str, x: object) -> Tensor:
@@ -15,15 +19,100 @@ def matrix(name: str, x: object) -> Tensor:
         TypeError: ``x`` is no dense floating-point tensor.
         ValueError: ``x`` does not have two dimensions.
     """
+    return tensor(name, x, 2)
+
+
+def tensor(name: str, x: object, dimensions: int) -> Tensor:
+    """Return ``x`` if it is a dense floating-point tensor of that many dimensions.
+
+    Raises:
+        TypeError: ``x`` is no dense floating-point tensor.
+        ValueError: ``x`` has another number of dimensions.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: found {type(x).__name__}, expected a torch tensor")
     if x.layout != torch.strided:
         raise TypeError(f"{name}: found a tensor of layout {x.layout}, expected a dense tensor")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name}: found dtype {x.dtype}, expected a floating-point dtype")
-    if x.dim() != 2:
-        raise ValueError(f"{name}: found shape {tuple(x.shape)}, expected two dimensions")
+    if x.dim() != dimensions:
+        raise ValueError(f"{name}: found shape {tuple(x.shape)}, expected {_COUNTS[dimensions]}")
     return x
+
+
+def beside(name: str, x: object, shape: tuple[int, ...], like: Tensor, what: str) -> Tensor:
+    """Return ``x`` if it is a dense tensor of ``shape`` with dtype and device of ``like``, which is called ``what``.
+
+    Raises:
+        TypeError: ``x`` is no dense tensor of that dtype.
+        ValueError: it has another shape or lives on another device.
+    """
+    found = tensor(name, x, len(shape))
+    if tuple(found.shape) != shape:
+        raise ValueError(f"{name}: found shape {tuple(found.shape)}, expected {shape} to go with {what}")
+    if found.dtype != like.dtype:
+        raise TypeError(f"{name}: found dtype {found.dtype}, expected {like.dtype}, the dtype of {what}")
+    same_device(name, found, like.device, what)
+    return found
+
+
+def indices(name: str, x: object, size: int, what: str) -> Tensor:
+    """Return ``x`` if it is a vector of int64 or int32 indices of ``size`` things called ``what``.
+
+    The range is looked at on the CPU only: elsewhere that would stop the device's queue, and the device checks it.
+
+    Raises:
+        TypeError: ``x`` is no integer tensor.
+        ValueError: it has not one dimension, or holds an index out of range.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: found {type(x).__name__}, expected a torch tensor")
+    if x.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: found dtype {x.dtype}, expected int64 or int32")
+    if x.dim() != 1:
+        raise ValueError(f"{name}: found shape {tuple(x.shape)}, expected one dimension")
+    if x.device.type == "cpu" and x.numel():
+        low, high = (int(bound) for bound in x.aminmax())
+        if low < 0 or high >= size:
+            raise ValueError(f"{name}: found index {low if low < 0 else high}, expected 0 to {size - 1}, {what}")
+    return x
+
+
+def finite_rows(name: str, x: Tensor) -> None:
+    """Check that ``x`` (n, d) holds neither NaN nor infinities.
+
+    Raises:
+        ValueError: it does; the first such row is named.
+    """
+    good = torch.isfinite(x)
+    if not bool(good.all()):
+        row = int((~good).any(1).nonzero()[0])
+        raise ValueError(f"{name}: found NaN or infinity in row {row}, expected finite numbers")
+
+
+def positive(name: str, value: object) -> float:
+    """Return ``value`` as a float if it is a finite number above zero.
+
+    Raises:
+        TypeError: it is no real number.
+        ValueError: it is zero, negative, infinite or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: found {value!r}, expected a number")
+    if not (0 < value < math.inf):
+        raise ValueError(f"{name}: found {value}, expected a finite number above zero")
+    return float(value)
+
+
+def numpy_generator(name: str, value: object) -> np.random.Generator:
+    """Return ``value`` if it is a ``numpy.random.Generator``.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, np.random.Generator):
+        raise TypeError(f"{name}: found {type(value).__name__}, expected a numpy.random.Generator")
+    return value
 
 
 def rows(name: str, x: Tensor, n_rows: int, why: str) -> None:
