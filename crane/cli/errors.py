@@ -1,0 +1,22 @@
+"""Telling people's errors from the program's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """What was asked for cannot be done; the message is one sentence for people."""
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn the errors with which checks refuse their arguments into a :class:`UserError`.
+
+    Only what reads and checks belongs in the block: afterwards such an error is a defect and keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error

@@ -1,0 +1,32 @@
+"""``crane evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+
+from crane.cli.errors import user_errors
+from crane.cli.tables import metrics_table
+from crane.evaluation import evaluate_split
+from crane.training.run import load_run
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the metrics of a run's best weights on a split; returns the exit code."""
+    with user_errors():
+        trained = load_run(arguments.run)
+    evaluation = trained.config.evaluation
+    user, item = trained.model.embeddings()
+    values = evaluate_split(
+        trained.dataset,
+        arguments.split,
+        user,
+        item,
+        mask_validation=arguments.mask_validation or evaluation.mask_validation,
+        ks=evaluation.ks,
+        metrics=evaluation.metrics,
+    )
+    title = f"{arguments.split}, epoch {trained.state.best_epoch}"
+    Console().print(metrics_table(evaluation, values, title))
+    return 0

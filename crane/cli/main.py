@@ -1,0 +1,101 @@
+"""Arguments of the ``crane`` command; each subcommand's module is imported when it is run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from crane.cli.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one sentence, without the usage around it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        command = importlib.import_module(f"crane.cli.{arguments.command}")
+        return int(command.run(arguments))
+    except SystemExit as stop:  # argparse, after --help or a wrong argument
+        return int(stop.code or 0)
+    except UserError as error:
+        print(f"crane {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="crane", description="Train, evaluate and use recommenders for items with images and text.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_recommend(commands)
+    _add_data(commands)
+    commands.add_parser(
+        "info", help="versions, the compiled extension, devices, and what serves each operation", allow_abbrev=False
+    )
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a model, into a run folder",
+        description="Train a model; all of the run goes into one folder.",
+        allow_abbrev=False,
+    )
+    train.add_argument("--data", metavar="PATH", help="a folder or file of interactions, or 'demo', a generated set")
+    train.add_argument("--model", metavar="NAME", help="crane (default), lightgcn, freedom or vbpr")
+    train.add_argument("--config", metavar="FILE", help="settings in YAML")
+    _add_set(train)
+    train.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default 0)")
+    train.add_argument("--output", metavar="DIR", help="run folder (default runs/MODEL-DATA-TIME)")
+    train.add_argument("--resume", metavar="RUN", help="continue the interrupted run in this folder")
+    train.add_argument("--threads", type=int, metavar="N", help="CPU threads; results repeat for the same number")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    evaluate = commands.add_parser("evaluate", help="measure a trained model on a split", allow_abbrev=False)
+    evaluate.add_argument("run", metavar="RUN", help="run folder")
+    evaluate.add_argument("--split", choices=("test", "validation"), default="test", help="default: test")
+    evaluate.add_argument(
+        "--mask-validation", action="store_true", help="at test, rank no item the user has in the validation split"
+    )
+
+
+def _add_recommend(commands: argparse._SubParsersAction[_Parser]) -> None:
+    recommend = commands.add_parser("recommend", help="the best unseen items for users", allow_abbrev=False)
+    recommend.add_argument("run", metavar="RUN", help="run folder")
+    recommend.add_argument(
+        "--users", required=True, metavar="IDS", help="ids with commas between, @FILE with one a line, or all"
+    )
+    recommend.add_argument("--k", type=int, default=20, metavar="N", help="items a user (default 20)")
+    recommend.add_argument("--output", metavar="FILE", help="write a .csv or .parquet file")
+
+
+def _add_data(commands: argparse._SubParsersAction[_Parser]) -> None:
+    data = commands.add_parser("data", help="load a data set, and say what is in it", allow_abbrev=False)
+    data.add_argument("path", metavar="PATH", help="a folder or file of interactions, or 'demo'")
+    _add_set(data)
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="a setting by its dotted name, such as training.epochs=10 or model.layers=2",
+    )

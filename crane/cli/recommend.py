@@ -1,0 +1,50 @@
+"""``crane recommend``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+from rich.console import Console
+
+from crane.cli.errors import user_errors
+from crane.cli.tables import plain_table
+from crane.recommend import check_table_path, load, save_table
+
+_PRINTED_ROWS = 100
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Recommend items to users: print a table, and write a file when asked to; returns the exit code."""
+    with user_errors():
+        output = None if arguments.output is None else Path(arguments.output)
+        if output is not None:
+            check_table_path(output)
+        users = _read_users(arguments.users)
+        table = load(arguments.run).recommend(users, arguments.k)
+        if output is not None:
+            save_table(table, output)
+    console = Console()
+    _print(console, table)
+    if output is not None:
+        console.print(f"{table.num_rows:,} rows written to {output}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _read_users(text: str) -> list[str] | Literal["all"]:
+    """The ids that ``--users`` names."""
+    if text == "all":
+        return "all"
+    names = Path(text[1:]).read_text(encoding="utf-8").splitlines() if text.startswith("@") else text.split(",")
+    return [name.strip() for name in names if name.strip()]
+
+
+def _print(console: Console, table: pa.Table) -> None:
+    shown = table.slice(0, _PRINTED_ROWS).to_pylist()
+    rows = [(row["user"], row["rank"], row["item"], f"{row['score']:.4f}") for row in shown]
+    console.print(plain_table(["user", "rank", "item", "score"], rows))
+    if table.num_rows > len(rows):
+        text = f"and {table.num_rows - len(rows):,} more rows; --output writes them all"
+        console.print(text, markup=False, highlight=False)

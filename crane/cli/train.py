@@ -1,0 +1,117 @@
+"""``crane train``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from crane.cli.errors import UserError, user_errors
+from crane.cli.tables import metrics_table
+from crane.config import RunConfig, merge, read_yaml
+from crane.data import load_dataset
+from crane.data.config import DEMO
+from crane.training.environment import environment
+from crane.training.progress import console_reporter
+from crane.training.report import write_report
+from crane.training.run import RunFolder, default_folder
+from crane.training.trainer import DivergenceError, Trainer, reproducible
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, or continue, a run; returns the exit code."""
+    console = Console()
+    trainer = _resumed(arguments, console) if arguments.resume is not None else _new(arguments, console)
+    folder = trainer.folder
+    console.print(trainer.dataset.describe(), markup=False, highlight=False)
+    console.print(_headline(trainer), markup=False, highlight=False)
+    try:
+        state = trainer.fit()
+        write_report(folder, trainer.config, trainer.dataset, state)
+    except KeyboardInterrupt:
+        done = trainer.state.epoch
+        message = f"interrupted; {done} epochs are kept, continue with: crane train --resume {folder.path}"
+        print(message, file=sys.stderr)
+        return 130
+    except DivergenceError as error:
+        print(f"crane train: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"crane train: {error}; continue with: crane train --resume {folder.path}", file=sys.stderr)
+        return 1
+    _print_result(console, trainer)
+    return 0
+
+
+def _new(arguments: argparse.Namespace, console: Console) -> Trainer:
+    """A trainer in a new run folder, which is made once nothing can be refused any more."""
+    with user_errors():
+        config = _configuration(arguments)
+        folder = RunFolder(Path(arguments.output) if arguments.output is not None else default_folder(config))
+        folder.check_new()
+        dataset = load_dataset(config.data)
+        trainer = Trainer(config, dataset, folder, console_reporter(console))
+        with reproducible(config.training.threads):
+            folder.create(config, environment())
+    return trainer
+
+
+def _resumed(arguments: argparse.Namespace, console: Console) -> Trainer:
+    """A trainer that continues where the run's last checkpoint is, with as many threads as the run began with."""
+    given = [
+        f"--{name}" for name in ("data", "model", "config", "seed", "output") if getattr(arguments, name) is not None
+    ]
+    given += ["--set"] if arguments.settings else []
+    if given:
+        raise UserError(f"--resume continues a run with its own settings, so {given[0]} cannot be given with it")
+    with user_errors():
+        folder = RunFolder(Path(arguments.resume))
+        folder.check_run()
+        config = RunConfig.load(folder.config)
+        threads = arguments.threads or config.training.threads or folder.read_environment()["threads"]
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, threads=threads))
+        dataset = load_dataset(config.data)
+        return Trainer(config, dataset, folder, console_reporter(console))
+
+
+def _configuration(arguments: argparse.Namespace) -> RunConfig:
+    """The file's settings, under the arguments, under ``--set``; the data's path made absolute."""
+    mapping: dict[str, Any] = {} if arguments.config is None else read_yaml(Path(arguments.config))
+    given = (
+        ("model", arguments.model),
+        ("seed", arguments.seed),
+        ("data.path", arguments.data),
+        ("training.threads", arguments.threads),
+    )
+    settings = [f"{key}={value}" for key, value in given if value is not None]
+    mapping = merge(mapping, [*settings, *chain.from_iterable(arguments.settings)])
+    data = mapping.get("data")
+    if not isinstance(data, dict) or "path" not in data:
+        raise ValueError("there is no data set to train on: give --data demo, or --data and the path of your own")
+    config = RunConfig.from_mapping(mapping)
+    if config.data.path == DEMO:
+        return config
+    path = str(Path(config.data.path).expanduser().resolve())
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+
+
+def _headline(trainer: Trainer) -> str:
+    weights = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    epoch = trainer.state.epoch
+    return (
+        f"training {trainer.config.model} ({weights:,} weights) on {trainer.device}, "
+        f"{'from the start' if epoch == 0 else f'after epoch {epoch}'}; run folder {trainer.folder.path}"
+    )
+
+
+def _print_result(console: Console, trainer: Trainer) -> None:
+    state, evaluation = trainer.state, trainer.config.evaluation
+    text = f"best epoch {state.best_epoch} of {state.epoch} ({state.finished}); see {trainer.folder.report}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if state.test:
+        console.print(metrics_table(evaluation, state.test, title="test"))

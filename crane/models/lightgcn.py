@@ -1,0 +1,67 @@
+"""LightGCN (He et al., SIGIR 2020, arXiv 2002.02126): embeddings averaged over the layers of the behaviour graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from crane.config import check_at_least
+from crane.data import Dataset
+from crane.models.base import Loss, Recommender, embedding_table, squared_norm
+from crane_kernels import bpr_loss, propagate
+
+
+@dataclass(frozen=True)
+class LightGCNConfig:
+    """Settings of :class:`LightGCN`.
+
+    Attributes:
+        dim: width of the embeddings.
+        layers: graph layers.
+        l2: weight of the squared norm of a batch's initial embeddings.
+    """
+
+    dim: int = 64
+    layers: int = 3
+    l2: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_at_least("dim", self.dim, 1)
+        check_at_least("layers", self.layers, 0)
+        check_at_least("l2", self.l2, 0)
+
+
+class LightGCN(Recommender):
+    """Final embeddings are the mean of x, Â x, ..., Â^L x, with Â the normalised user-item graph."""
+
+    config_class: ClassVar[type[Any]] = LightGCNConfig
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 1e-3}
+
+    def __init__(self, dataset: Dataset, config: LightGCNConfig, generator: torch.Generator) -> None:
+        super().__init__(dataset, config, generator)
+        self.config = config
+        self.n_users = dataset.n_users
+        self.user_embedding = embedding_table(dataset.n_users, config.dim, generator)
+        self.item_embedding = embedding_table(dataset.n_items, config.dim, generator)
+        self.graph = dataset.graph("train").bipartite().normalize("symmetric")
+
+    def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Loss:
+        user, item = self._propagated()
+        bpr = bpr_loss(user, item, users, positives, negatives)
+        l2 = self.config.l2 * squared_norm(
+            self.user_embedding.index_select(0, users),
+            self.item_embedding.index_select(0, positives),
+            self.item_embedding.index_select(0, negatives),
+        )
+        return Loss(bpr + l2, {"bpr": bpr.detach(), "l2": l2.detach()})
+
+    @torch.no_grad()
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        return self._propagated()
+
+    def _propagated(self) -> tuple[Tensor, Tensor]:
+        nodes = propagate(self.graph, torch.cat([self.user_embedding, self.item_embedding]), self.config.layers)
+        return nodes[: self.n_users], nodes[self.n_users :]

@@ -1,0 +1,1 @@
+"""Training: the trainer, its checkpoints, the run folder, progress and report."""

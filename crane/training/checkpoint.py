@@ -1,0 +1,152 @@
+"""Checkpoints that are valid whenever the process dies.
+
+A checkpoint is two tensor files, ``weights-000007.safetensors`` and ``optimizer-000007.safetensors``, and
+``state.json``, which names the epoch and is written last: it alone decides which files count. The best weights are the
+weights file of the best epoch, so they are never written twice. Files that no state names are removed afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from crane.files import write_atomically, write_text
+
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The scalars of a run between two epochs.
+
+    Attributes:
+        data: fingerprint of the data set the run is trained on.
+        epoch: epochs done.
+        best_epoch: epoch of the best validation value; 0 before the first evaluation.
+        best_value: that value, unrounded.
+        evaluations_since_best: evaluations after it.
+        finished: why training ended; None while it goes on.
+        test: metrics of the test split with the best weights, once measured; empty when the split is.
+    """
+
+    data: str
+    epoch: int = 0
+    best_epoch: int = 0
+    best_value: float | None = None
+    evaluations_since_best: int = 0
+    finished: str | None = None
+    test: dict[str, float] | None = None
+
+
+class Checkpoints:
+    """The checkpoints folder of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Write weights, optimiser state and ``state``, which from then on are the checkpoint."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _save(self._weights(state.epoch), _contiguous(model.state_dict()))
+        _save(self._optimizer(state.epoch), _optimizer_tensors(model, optimizer))
+        self.save_state(state)
+        self._remove_others(state)
+
+    def save_state(self, state: TrainingState) -> None:
+        """Write the scalars alone."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / _STATE, json.dumps(dataclasses.asdict(state), indent=2) + "\n")
+
+    def load_state(self) -> TrainingState | None:
+        """The scalars of the last checkpoint; None when there is none.
+
+        Raises:
+            ValueError: the file does not hold them.
+        """
+        path = self.folder / _STATE
+        try:
+            return TrainingState(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged and the run cannot be read: {error}") from error
+
+    def load_weights(self, epoch: int, model: nn.Module) -> None:
+        """Put the weights of ``epoch`` into ``model``.
+
+        Raises:
+            ValueError: the file is missing or damaged, or holds the weights of a different model.
+        """
+        path = self._weights(epoch)
+        try:
+            model.load_state_dict(_load(path))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} does not fit the model and the data set of the run: {reason}") from error
+
+    def load_optimizer(self, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put the optimiser's state after ``epoch`` into ``optimizer``.
+
+        Raises:
+            ValueError: the file is missing or damaged.
+        """
+        saved = _load(self._optimizer(epoch))
+        names = _parameter_names(model)
+        content = optimizer.state_dict()
+        content["state"] = {}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for index, parameter in enumerate(parameters):
+            prefix = names[parameter] + "/"
+            entries = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+            if entries:
+                content["state"][index] = entries
+        optimizer.load_state_dict(content)
+
+    def _weights(self, epoch: int) -> Path:
+        return self.folder / f"weights-{epoch:06d}.safetensors"
+
+    def _optimizer(self, epoch: int) -> Path:
+        return self.folder / f"optimizer-{epoch:06d}.safetensors"
+
+    def _remove_others(self, state: TrainingState) -> None:
+        keep = {self._weights(state.epoch), self._weights(state.best_epoch), self._optimizer(state.epoch)}
+        for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("*.partial")]:
+            if path not in keep:
+                path.unlink(missing_ok=True)
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"the checkpoint {path} is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"the checkpoint {path} cannot be read: {error}") from error
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _parameter_names(model: nn.Module) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in model.named_parameters()}
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = _parameter_names(model)
+    return {
+        f"{names[parameter]}/{key}": value.detach().contiguous()
+        for parameter, entries in optimizer.state.items()
+        for key, value in entries.items()
+    }

@@ -1,0 +1,177 @@
+"""The folder of a run.
+
+::
+
+    config.yaml        the resolved configuration
+    environment.json   versions, platform, threads, the implementation that serves each operation
+    metrics.jsonl      one line an epoch
+    checkpoints/       see crane.training.checkpoint
+    curves.png         loss and validation metric over the epochs
+    report.md          what was trained on what, and how good it became
+    export.safetensors what recommending needs, see crane.recommend
+    tensorboard/       with training.tensorboard
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crane.config import RunConfig
+from crane.data import Dataset, load_dataset
+from crane.files import write_text
+from crane.models import MODELS, Recommender
+from crane.seeds import weights_generator
+from crane.training.checkpoint import Checkpoints, TrainingState
+
+
+class RunFolder:
+    """Paths and small files of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.curves = path / "curves.png"
+        self.report = path / "report.md"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = Checkpoints(path / "checkpoints")
+
+    def check_new(self) -> None:
+        """Refuse a path that holds something already.
+
+        Raises:
+            ValueError: the path is a file or a folder that is not empty.
+        """
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            return
+        if self.path.exists():
+            what = "is not empty" if self.path.is_dir() else "is a file"
+            raise ValueError(f"the output folder {self.path} {what}: name a new one, or continue a run with --resume")
+
+    def check_run(self) -> None:
+        """Refuse a path that holds no run.
+
+        Raises:
+            ValueError: the path is no folder with a configuration.
+        """
+        if not self.path.is_dir():
+            raise ValueError(f"the run folder {self.path} does not exist")
+        if not self.config.is_file():
+            raise ValueError(f"{self.path} is not a run folder: it has no {self.config.name}")
+
+    def create(self, config: RunConfig, environment: dict[str, Any]) -> None:
+        """Make the folder and write configuration and environment.
+
+        Raises:
+            ValueError: the folder cannot be made, or is not empty.
+        """
+        self.check_new()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"the output folder {self.path} cannot be made: {error.strerror}") from error
+        write_text(self.environment, json.dumps(environment, indent=2) + "\n")
+        config.save(self.config)
+
+    def read_environment(self) -> dict[str, Any]:
+        """What :meth:`create` wrote about the environment."""
+        content: dict[str, Any] = json.loads(self.environment.read_text(encoding="utf-8"))
+        return content
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one epoch's line."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_metrics(self, epochs: int) -> list[dict[str, Any]]:
+        """The records of the first ``epochs`` epochs."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()[:epochs]
+        return [json.loads(line) for line in lines]
+
+    def truncate_metrics(self, epochs: int) -> None:
+        """Drop the lines past the first ``epochs``, which a killed process may have written, or written in part."""
+        if self.metrics.exists():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()[:epochs]
+            write_text(self.metrics, "".join(line + "\n" for line in lines))
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run read back from its folder, with the best weights in the model."""
+
+    config: RunConfig
+    dataset: Dataset
+    model: Recommender
+    state: TrainingState
+
+
+def load_run(path: str | Path) -> TrainedRun:
+    """Read a run's configuration, data set and best weights; the model is on the CPU.
+
+    Raises:
+        ValueError: the folder holds no run, no epoch has been evaluated yet, or the data set is a different one now.
+    """
+    folder = RunFolder(Path(path))
+    folder.check_run()
+    state = folder.checkpoints.load_state()
+    if state is None or state.best_epoch == 0:
+        raise ValueError(f"the run {path} has no evaluated epoch yet: continue it with crane train --resume {path}")
+    config = RunConfig.load(folder.config)
+    dataset = load_dataset(config.data)
+    check_same_data(state, dataset)
+    model = build_model(config, dataset)
+    folder.checkpoints.load_weights(state.best_epoch, model)
+    return TrainedRun(config, dataset, model.eval(), state)
+
+
+def build_model(config: RunConfig, dataset: Dataset) -> Recommender:
+    """The model of ``config`` with its initial weights, on the CPU."""
+    return MODELS[config.model](dataset, config.model_config, weights_generator(config.seed))
+
+
+def default_folder(config: RunConfig) -> Path:
+    """``runs/<model>-<data>-<timestamp>``, a path that does not exist yet."""
+    data = Path(config.data.path).stem
+    base = f"{config.model}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = Path("runs") / base, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{base}-{number}"
+    return path
+
+
+def check_same_data(state: TrainingState, dataset: Dataset) -> None:
+    """Refuse a data set that is not the one the run was trained on.
+
+    Raises:
+        ValueError: the fingerprints differ.
+    """
+    if state.data != fingerprint(dataset):
+        raise ValueError(f"the data set {dataset.name} has changed since this run was trained: train a new run on it")
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A digest of ids, splits and features."""
+    digest = hashlib.blake2b(digest_size=16)
+    for ids in (dataset.user_ids, dataset.item_ids):
+        digest.update("\n".join(str(entry) for entry in ids.tolist()).encode())
+    for split in (dataset.train, dataset.validation, dataset.test):
+        digest.update(np.ascontiguousarray(split.users).tobytes())
+        digest.update(np.ascontiguousarray(split.items).tobytes())
+    for name, matrix in dataset.features.items():
+        digest.update(f"{name} {matrix.shape}".encode())
+        digest.update(np.ascontiguousarray(matrix).data)
+    return digest.hexdigest()
