@@ -5,11 +5,32 @@ Every operation has a plain ``reference`` that defines its meaning and runs wher
 """
 
 from crane_kernels import dispatch
+from crane_kernels.bpr_loss import bpr_loss
 from crane_kernels.dispatch import use_implementation
 from crane_kernels.graph import Graph
+from crane_kernels.info_nce import info_nce
+from crane_kernels.knn_graph import knn_graph
+from crane_kernels.masked_topk import masked_topk
+from crane_kernels.modality_attention import modality_attention
 from crane_kernels.propagate import propagate
+from crane_kernels.prune_edges import prune_edges
+from crane_kernels.recursive_cross_modal_attention import recursive_cross_modal_attention
+from crane_kernels.sample_negatives import sample_negatives
 from crane_kernels.spmm import spmm
 
-__all__ = ["Graph", "propagate", "spmm", "use_implementation"]
+__all__ = [
+    "Graph",
+    "bpr_loss",
+    "info_nce",
+    "knn_graph",
+    "masked_topk",
+    "modality_attention",
+    "propagate",
+    "prune_edges",
+    "recursive_cross_modal_attention",
+    "sample_negatives",
+    "spmm",
+    "use_implementation",
+]
 
 dispatch.load_environment()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
+
+_T = TypeVar("_T")
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _COUNTS = {1: "one dimension", 2: "two dimensions", 3: "three dimensions"}
@@ -104,14 +106,16 @@ def positive(name: str, value: object) -> float:
     return float(value)
 
 
-def numpy_generator(name: str, value: object) -> np.random.Generator:
-    """Return ``value`` if it is a ``numpy.random.Generator``.
+def instance(name: str, value: object, kind: type[_T]) -> _T:
+    """Return ``value`` if it is a ``kind``.
 
     Raises:
         TypeError: it is not.
     """
-    if not isinstance(value, np.random.Generator):
-        raise TypeError(f"{name}: found {type(value).__name__}, expected a numpy.random.Generator")
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"{name}: found {type(value).__name__}, expected a {kind.__module__.split('.')[0]} {kind.__name__}"
+        )
     return value
 
 

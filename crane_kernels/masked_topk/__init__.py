@@ -1,0 +1,50 @@
+"""The best items of each user that the user has not seen."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from crane_kernels import checks, dispatch
+from crane_kernels.dispatch import Implementation
+from crane_kernels.graph import Graph
+from crane_kernels.masked_topk import reference
+
+dispatch.register("masked_topk", Implementation("reference", reference.masked_topk))
+
+
+def masked_topk(
+    user: Tensor, item: Tensor, seen: Graph | None, k: int, *, implementation: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k items of the highest score <user, item> for each user, in descending order, ties by lowest item index.
+
+    Scores are compared as they come out in the dtype of ``user``. Not differentiable: the results have no gradient.
+
+    Args:
+        user: (U, d), floating point, finite.
+        item: (I, d), dtype and device of ``user``, finite.
+        seen: users x items whose stored entries (of any value) are left out, or None to leave out nothing.
+        k: number of items wanted, at least 1; may exceed I.
+        implementation: serve the call by this one (see :mod:`crane_kernels.dispatch`).
+
+    Returns:
+        scores (U, k) in the dtype of ``user`` and indices (U, k) int64. Where a user has fewer than k unseen items,
+        the rest of the row is (-inf, -1).
+
+    Raises:
+        TypeError: a wrong dtype, or ``seen`` is no Graph, or ``k`` is no int.
+        ValueError: a wrong shape or device, NaN or infinity in ``user`` or ``item``, or ``k`` less than 1.
+        RuntimeError: the requested implementation cannot serve the call.
+    """
+    n_users, d = checks.matrix("user", user).shape
+    n_items = checks.matrix("item", item).shape[0]
+    checks.beside("item", item, (n_items, d), user, "user")
+    checks.integer("k", k, 1)
+    if seen is not None:
+        checks.instance("seen", seen, Graph)
+        if seen.shape != (n_users, n_items):
+            raise ValueError(f"seen: found shape {seen.shape}, expected {(n_users, n_items)}, users x items")
+        checks.same_device("seen", seen.value, user.device, "user")
+    checks.finite_rows("user", user)
+    checks.finite_rows("item", item)
+    result: tuple[Tensor, Tensor] = dispatch.call("masked_topk", implementation, user, item, seen, k)
+    return result

@@ -1,0 +1,31 @@
+"""The meaning of ``modality_attention`` in plain PyTorch: O(N M (d + heads M)) memory."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def modality_attention(
+    tokens: Tensor,
+    in_proj_weight: Tensor,
+    in_proj_bias: Tensor | None,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    num_heads: int,
+) -> Tensor:
+    """Attention over the tokens of each row, then their mean: (N, M, d) -> (N, d).
+
+    The mean is linear, so it is taken over the attention weights, before the values and the output projection.
+    """
+    n, modalities, d = tokens.shape
+    width = d // num_heads
+    projected = F.linear(tokens, in_proj_weight, in_proj_bias).view(n, modalities, 3, num_heads, width)
+    query, key, value = projected.unbind(2)
+    scores = torch.einsum("nqhe,nkhe->nhqk", query, key) / math.sqrt(width)
+    weights = torch.softmax(scores, dim=-1).mean(2)
+    context = torch.einsum("nhk,nkhe->nhe", weights, value).reshape(n, d)
+    return F.linear(context, out_proj_weight, out_proj_bias)

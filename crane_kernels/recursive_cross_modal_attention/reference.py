@@ -1,0 +1,72 @@
+"""The meaning of ``recursive_cross_modal_attention`` in plain PyTorch, in two forms that are equal but for rounding.
+
+Both refine all modalities of a recursion from the same features (a simultaneous update).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def direct_form(
+    x: Tensor, w_joint: Tensor, b_joint: Tensor, w_attend: Tensor, w_out: Tensor, recursions: int, scale: float
+) -> Tensor:
+    """The formulas as they are written, with the joint latent features E (N, d) of each recursion in memory."""
+    n, modalities, d = x.shape
+    for _ in range(recursions):
+        joint = torch.addmm(b_joint, x.reshape(n, modalities * d), w_joint)
+        correlation = torch.tanh(torch.einsum("nmd,ne->mde", x, joint) * scale)
+        projected = torch.einsum("nmd,mde->nme", x, w_attend)
+        attended = torch.relu(torch.einsum("nmd,mde->nme", projected, correlation))
+        x = x + torch.einsum("nmd,mde->nme", attended, w_out)
+    return x
+
+
+def gram_form(
+    x: Tensor, w_joint: Tensor, b_joint: Tensor, w_attend: Tensor, w_out: Tensor, recursions: int, scale: float
+) -> Tensor:
+    """The same from the Gram matrix of X = [X_1 | ... | X_M], so that E never exists.
+
+    X_m^T E = (X_m^T X) W_E + (X_m^T 1) b_E^T, and W_m C_m is a d x d product: a recursion is one small d x d
+    computation and one pass over the rows, X_m <- X_m + relu(X_m B_m) V_m with B_m = W_m C_m.
+    """
+    features = x.unbind(1)
+    for _ in range(recursions):
+        gram, sums = _Moments.apply(*features)  # type: ignore[no-untyped-call]
+        correlation = torch.tanh((gram @ w_joint + sums[:, None] * b_joint) * scale).view_as(w_attend)
+        mixed = w_attend @ correlation
+        features = tuple(
+            torch.addmm(feature, torch.relu_(feature @ mixed[m]), w_out[m]) for m, feature in enumerate(features)
+        )
+    return torch.stack(features, 1)
+
+
+class _Moments(torch.autograd.Function):
+    """Gram matrix (Md, Md) and column sums (Md,) of [X_1 | ... | X_M].
+
+    The Gram matrix has gradient X (D + D^T), one product; autograd alone would spend two on it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *features: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*features)
+        stacked = torch.cat(features, 1)
+        return stacked.T @ stacked, stacked.sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, grad_gram: Tensor, grad_sums: Tensor) -> tuple[Tensor, ...]:
+        features: tuple[Tensor, ...] = ctx.saved_tensors
+        d = features[0].shape[1]
+        # Under autocast the moments may be narrower than the features.
+        symmetric, grad_sums = (grad.to(features[0].dtype) for grad in (grad_gram + grad_gram.T, grad_sums))
+        grads = []
+        for m in range(len(features)):
+            column = slice(m * d, (m + 1) * d)
+            grad = grad_sums[column]
+            for j, feature in enumerate(features):
+                grad = torch.addmm(grad, feature, symmetric[j * d : (j + 1) * d, column])
+            grads.append(grad)
+        return tuple(grads)
