@@ -1,0 +1,203 @@
+"""Feature files: which there are, what they hold, and how their rows meet the items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crane.data.config import DataConfig, InvalidFeatures
+from crane.data.table import Column, Source, to_identifiers
+
+SUFFIX = "_feat.npy"
+
+
+@dataclass(frozen=True)
+class Features:
+    """One modality as read.
+
+    Attributes:
+        path: the file.
+        matrix: (rows, d) float32, finite where ``present``.
+        present: (rows,) bool, false for rows without (valid) features.
+        ids: (rows,) item ids, int64 or str objects; ``None``: the row number is the item.
+    """
+
+    path: Path
+    matrix: np.ndarray
+    present: np.ndarray
+    ids: np.ndarray | None = None
+
+    def filled(self, rows: np.ndarray | None = None, n_items: int | None = None) -> tuple[np.ndarray, int]:
+        """The matrix with one row an item; items without features get the mean of the others.
+
+        Args:
+            rows: (rows,) item index of each row, ``None`` for the row itself.
+            n_items: number of items, by default the number of rows.
+
+        Returns:
+            (n_items, d) float32 and how many rows were filled.
+        """
+        known = self.matrix[self.present]
+        if n_items is None and len(known) == len(self.matrix):
+            return self.matrix, 0
+        result = np.empty((len(self.matrix) if n_items is None else n_items, self.matrix.shape[1]), dtype=np.float32)
+        result[:] = known.mean(axis=0, dtype=np.float64)
+        result[self.present.nonzero()[0] if rows is None else rows[self.present]] = known
+        return result, len(result) - len(known)
+
+
+def modality_files(config: DataConfig, folder: Path) -> dict[str, Path]:
+    """Modality to file: the configured mapping, or every ``NAME_feat.npy`` in ``folder`` by name.
+
+    Raises:
+        ValueError: a configured file is missing.
+    """
+    if config.modalities == "auto":
+        return {path.name.removesuffix(SUFFIX): path for path in sorted(folder.glob("*" + SUFFIX))}
+    files = {name: folder / file for name, file in config.modalities.items()}
+    for name, path in files.items():
+        if not path.is_file():
+            raise ValueError(f"data.modalities names {path} for {name!r}, which is missing")
+    return files
+
+
+def read_npy(path: Path, invalid: InvalidFeatures, ids: np.ndarray | None = None) -> Features:
+    """Read one modality from a ``.npy`` file of (rows, d) numbers, and check it.
+
+    Raises:
+        ValueError: the file is unreadable, holds Python objects or no matrix of numbers, has another number of rows
+            than there are ``ids``, or holds NaN or infinity (unless ``invalid`` is ``"mean"``).
+    """
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is no readable .npy file of numbers: {str(error).splitlines()[0]}") from error
+    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or not matrix.size:
+        found = f"{matrix.dtype} of shape {matrix.shape}" if isinstance(matrix, np.ndarray) else "an archive"
+        raise ValueError(f"{path} holds {found}, expected a matrix of numbers with one row an item")
+    if ids is not None and len(ids) != len(matrix):
+        raise ValueError(f"{path} has {len(matrix)} rows, expected {len(ids)}, one for each id")
+    return checked(path, matrix, invalid, ids)
+
+
+def checked(
+    path: Path, matrix: np.ndarray, invalid: InvalidFeatures, ids: np.ndarray | None, source: Source | None = None
+) -> Features:
+    """Convert to float32 and look for NaN and infinity.
+
+    Args:
+        path: for messages.
+        matrix: (rows, d) numbers.
+        invalid: what to do with rows that hold NaN or infinity.
+        ids: (rows,) item ids, if the row number is not the item.
+        source: names rows in messages; by default ``FILE row N``, from 1.
+
+    Raises:
+        ValueError: a row is invalid and ``invalid`` is ``"refuse"``, or no row is valid.
+    """
+    with np.errstate(over="ignore"):
+        matrix = np.ascontiguousarray(matrix, dtype=np.float32)
+    finite = np.isfinite(matrix).all(axis=1)
+    if not finite.all() and (invalid == "refuse" or not finite.any()):
+        row = int(np.argmin(finite))
+        column = int(np.argmin(np.isfinite(matrix[row])))
+        place = source.place(row) if source else f"{path} row {row + 1}"
+        item = row if ids is None else ids[row]
+        raise ValueError(
+            f"{place} (item {item}): value {column + 1} is {matrix[row, column]}, expected finite numbers "
+            f"(data.invalid_features=mean replaces such rows)"
+        )
+    return Features(path, matrix, finite, ids)
+
+
+def read_list_column(column: Column, ids: np.ndarray, invalid: InvalidFeatures) -> Features:
+    """Read one modality from a column whose every value is a list of numbers (Parquet), or numbers in text (RecBole).
+
+    Null and empty values mean that the item has no features.
+
+    Raises:
+        ValueError: names the row whose list has another length or holds something else, or is not finite.
+    """
+    values = column.values
+    if pa.types.is_string(values.type):
+        values = pc.split_pattern_regex(pc.utf8_trim_whitespace(values), r"[ \t]+")
+        empty = pc.equal(pc.utf8_trim_whitespace(column.values), "")
+        values = pc.if_else(empty, pa.scalar(None, values.type), values)
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(values), 0))
+    present = lengths > 0
+    if not present.any():
+        raise ValueError(f"{column.source.path}: column {column.name!r} holds no features")
+    width = int(lengths[present][0])
+    if not (lengths[present] == width).all():
+        row = int(np.flatnonzero(present & (lengths != width))[0])
+        raise ValueError(
+            f"{column.source.place(row)}: {column.name} has {lengths[row]} numbers, expected {width} as in rows before"
+        )
+    matrix = np.zeros((len(lengths), width), dtype=np.float32)
+    numbers = _numbers(column, pc.list_flatten(values), np.flatnonzero(present), width)
+    matrix[present] = numbers.reshape(-1, width)
+    read = checked(column.source.path, matrix, invalid, ids, column.source)
+    return Features(read.path, read.matrix, read.present & present, ids)
+
+
+def _numbers(column: Column, flat: pa.Array, rows: np.ndarray, width: int) -> np.ndarray:
+    """The numbers of all rows with features, one after the other, as float64 (null is NaN)."""
+    try:
+        return np.asarray(flat.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    except pa.ArrowException as error:
+        if not pa.types.is_string(flat.type):
+            raise ValueError(
+                f"{column.source.path}: column {column.name!r} is {column.values.type}, expected lists of numbers"
+            ) from error
+        for position, text in enumerate(flat.to_pylist()):
+            try:
+                pa.scalar(text).cast(pa.float64())
+            except pa.ArrowException:
+                place = column.source.place(int(rows[position // width]))
+                raise ValueError(f"{place}: {column.name} holds {text!r}, expected numbers") from error
+        raise
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """Read item ids from a text file, one a line, no header: line n is row n of the features.
+
+    Raises:
+        ValueError: the file is not UTF-8, or a line is empty or repeats an id.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text, expected one item id a line") from error
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            raise ValueError(f"{path} line {number}: empty, expected an item id")
+    ids = to_identifiers(lines)
+    row = repeated_row(ids)
+    if row is not None:
+        raise ValueError(f"{path} line {row + 1}: item {ids[row]!r} stands twice, expected every id once")
+    return ids
+
+
+def distinct_ids(column: Column) -> np.ndarray:
+    """The item ids of a table with one row an item.
+
+    Raises:
+        ValueError: names the first row without an id or with one that an earlier row has.
+    """
+    ids, codes = column.identifiers()
+    row = repeated_row(codes)
+    if row is not None:
+        raise column.refusal(row, "every id once")
+    return ids[codes]
+
+
+def repeated_row(values: np.ndarray) -> int | None:
+    """The first index whose value an earlier index has."""
+    _, first = np.unique(values, return_index=True)
+    repeated = np.ones(len(values), dtype=bool)
+    repeated[first] = False
+    return int(np.argmax(repeated)) if repeated.any() else None

@@ -1,0 +1,55 @@
+"""Finding out what lies at a path, and loading it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crane.data.config import DEMO, DataConfig
+from crane.data.dataset import Dataset
+from crane.data.demo import demo_dataset
+from crane.data.mmrec import load_mmrec
+from crane.data.plain import load_plain
+from crane.data.recbole import load_recbole
+from crane.data.table import Source
+
+_LOADERS = {"mmrec": load_mmrec, "recbole": load_recbole, "plain": load_plain}
+_PLAIN = ("interactions.csv", "interactions.tsv", "interactions.parquet", "interactions.pq")
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Load what ``config`` describes (see ``docs/data.md``).
+
+    Raises:
+        ValueError: one sentence that names the file, and the row where there is one.
+    """
+    if config.path == DEMO:
+        return demo_dataset(config.seed)
+    path = _interactions_file(Path(config.path).expanduser(), config)
+    kind = _detect(path) if config.format == "auto" else config.format
+    return _LOADERS[kind](path, config)
+
+
+def _interactions_file(path: Path, config: DataConfig) -> Path:
+    """The file itself, or the interactions in the folder."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ValueError(f"data.path is {config.path!r}, which is neither a folder nor a file nor {DEMO!r}")
+    atomic = [] if config.format == "plain" else sorted(path.glob("*.inter"))
+    plain = [] if config.format in ("mmrec", "recbole") else [path / n for n in _PLAIN if (path / n).is_file()]
+    found = atomic or plain
+    named = [file for file in found if file.stem == path.resolve().name]
+    if len(named) == 1 or len(found) == 1:
+        return (named or found)[0]
+    if found:
+        raise ValueError(
+            f"data.path is {config.path!r}, which has {', '.join(f.name for f in found)}: name one of them"
+        )
+    expected = {"plain": _PLAIN[0], "auto": f"NAME.inter or {_PLAIN[0]}"}.get(config.format, "NAME.inter")
+    raise ValueError(f"data.path is {config.path!r}, a folder without interactions, expected {expected} in it")
+
+
+def _detect(path: Path) -> str:
+    if path.suffix != ".inter":
+        return "plain"
+    return "recbole" if any(":" in name for name in Source.of(path).header()) else "mmrec"
