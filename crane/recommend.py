@@ -75,7 +75,7 @@ class TrainedModel:
             TypeError: ``users`` is a single id, or ``k`` is no integer.
             ValueError: an unknown user, no users at all, or ``k`` below 1.
         """
-        wanted = _positive("k", k)
+        wanted = min(_positive("k", k), len(self.item_ids))
         rows = self._rows(users)
         blocks = list(ranked_blocks(self.user, self.item, self.seen if exclude_seen else None, rows, wanted))
         scores, items = torch.cat([block[1] for block in blocks]), torch.cat([block[2] for block in blocks])

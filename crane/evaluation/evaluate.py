@@ -107,9 +107,8 @@ def _rankings(user: Tensor, item: Tensor, seen: Graph | None, targets: Graph, k:
     # The graph's rows ascend and hold each item once, so that these keys are sorted and distinct.
     keys = targets.row() * targets.n_cols + targets.col
     for block, _, items in ranked_blocks(user, item, seen, users, k):
-        hits = np.zeros((len(block), k), dtype=np.bool_)
-        hits[:, : items.shape[1]] = _hits(block, items, keys, targets.n_cols).cpu().numpy()
-        yield Ranking(hits, counts[block].cpu().numpy())
+        hits = _hits(block, items, keys, targets.n_cols)
+        yield Ranking(hits.cpu().numpy(), counts[block].cpu().numpy())
 
 
 def _hits(users: Tensor, items: Tensor, keys: Tensor, n_items: int) -> Tensor:

@@ -62,7 +62,7 @@ def hitrate(ranking: Ranking, ks: Sequence[int]) -> Floats:
 
 def mrr(ranking: Ranking, ks: Sequence[int]) -> Floats:
     """Reciprocal rank of the first target found. Returns (n, len(ks))."""
-    first = np.argmax(ranking.hits, axis=1) + 1
+    first: NDArray[np.int64] = np.argmax(ranking.hits, axis=1) + 1
     return hitrate(ranking, ks) / first[:, None]
 
 

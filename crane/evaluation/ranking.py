@@ -26,16 +26,15 @@ def ranked_blocks(
         k: longest ranking wanted.
 
     Yields:
-        The block's users (b,), their best scores (b, min(k, I)), descending, and the items (b, min(k, I)) int64; where
-        fewer items are left the rest is (-inf, -1).
+        The block's users (b,), their best scores (b, k), descending, and the items (b, k) int64; where fewer items are
+        left the rest is (-inf, -1).
     """
     everyone = len(users) == len(user) and torch.equal(users, torch.arange(len(user), device=users.device))
-    for block in users.split(BLOCK):
+    for block in torch.split(users, BLOCK):
         whole = everyone and len(block) == len(users)
         wanted = user if whole else user[block]
         masked = seen if whole or seen is None else select_rows(seen, block)
-        scores, items = masked_topk(wanted, item, masked, min(k, len(item)))
-        yield block, scores, items.long()
+        yield block, *masked_topk(wanted, item, masked, k)
 
 
 def select_rows(graph: Graph, rows: Tensor) -> Graph:
