@@ -1,0 +1,136 @@
+"""Recursive cross-modal attention: its two forms agree, and the formulas hold row by row."""
+
+import math
+
+import pytest
+import torch
+
+from crane_kernels import recursive_cross_modal_attention
+from crane_kernels.recursive_cross_modal_attention import reference
+
+NAMES = ("x", "w_joint", "b_joint", "w_attend", "w_out")
+
+
+def inputs(n, modalities, d, dtype=torch.float64, seed=0):
+    """Features of size one and weights scaled by their fan-in, as in training."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((n, modalities, d), (modalities * d, d), (d,), (modalities, d, d), (modalities, d, d))
+    sizes = (1, (modalities * d) ** -0.5, 1, d**-0.5, d**-0.5)
+    return [
+        (torch.randn(shape, generator=generator, dtype=dtype) * size).requires_grad_()
+        for shape, size in zip(shapes, sizes, strict=True)
+    ]
+
+
+def value_and_gradients(function, tensors, *rest):
+    value = function(*tensors, *rest)
+    weight = torch.linspace(-1, 2, value.numel(), dtype=value.dtype).view_as(value)
+    return value, *torch.autograd.grad((value * weight).sum(), tensors)
+
+
+def by_loops(x, w_joint, b_joint, w_attend, w_out, recursions, scale):
+    n, modalities, _ = x.shape
+    rows = [[x[i, m] for m in range(modalities)] for i in range(n)]
+    for _ in range(recursions):
+        joint = [torch.cat(rows[i]) @ w_joint + b_joint for i in range(n)]
+        correlation = [
+            torch.tanh(sum(torch.outer(rows[i][m], joint[i]) for i in range(n)) * scale) for m in range(modalities)
+        ]
+        rows = [
+            [rows[i][m] + torch.relu(rows[i][m] @ w_attend[m] @ correlation[m]) @ w_out[m] for m in range(modalities)]
+            for i in range(n)
+        ]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+@pytest.mark.parametrize("modalities", [1, 2, 3, 4])
+@pytest.mark.parametrize("n", [0, 1, 2, 67])
+@pytest.mark.parametrize("recursions", [0, 1, 3])
+def test_gram_and_direct_form_are_equal_with_their_gradients(n, modalities, recursions):
+    tensors = inputs(n, modalities, 6)
+    scale = 1 / math.sqrt(6 * max(n, 1))
+    if recursions == 0:
+        assert torch.equal(reference.gram_form(*tensors, 0, scale), tensors[0])
+        assert torch.equal(reference.direct_form(*tensors, 0, scale), tensors[0])
+        return
+    gram = value_and_gradients(reference.gram_form, tensors, recursions, scale)
+    direct = value_and_gradients(reference.direct_form, tensors, recursions, scale)
+    for name, found, expected in zip(("value", *NAMES), gram, direct, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize("modalities", [1, 2, 3])
+def test_equals_the_formulas_row_by_row(modalities):
+    tensors = inputs(5, modalities, 4)
+    expected = value_and_gradients(by_loops, tensors, 2, 0.2)
+    for function in (reference.gram_form, recursive_cross_modal_attention):
+        for found, wanted in zip(value_and_gradients(function, tensors, 2, 0.2), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+
+
+def test_scale_defaults_to_the_inverse_root_of_width_times_rows():
+    tensors = inputs(10, 2, 4)
+    explicit = recursive_cross_modal_attention(*tensors, 2, 1 / math.sqrt(4 * 10))
+    assert torch.equal(recursive_cross_modal_attention(*tensors, 2), explicit)
+    assert not torch.equal(recursive_cross_modal_attention(*tensors, 2, 0.5), explicit)
+
+
+@pytest.mark.parametrize("form", [reference.gram_form, reference.direct_form])
+@pytest.mark.parametrize("modalities", [1, 2])
+def test_gradients(form, modalities):
+    tensors = inputs(3, modalities, 2)
+    assert torch.autograd.gradcheck(lambda *t: form(*t, 2, 0.1), tensors)
+    assert torch.autograd.gradgradcheck(lambda *t: form(*t, 2, 0.1), tensors)
+
+
+def test_strided_input_and_partial_gradients():
+    x, *weights = (tensor.detach() for tensor in inputs(9, 2, 4))
+    strided = x.transpose(0, 1).contiguous().transpose(0, 1)
+    assert not strided.is_contiguous()
+    weights[0].requires_grad_()
+    torch.testing.assert_close(
+        recursive_cross_modal_attention(strided, *weights, 2), recursive_cross_modal_attention(x, *weights, 2)
+    )
+    recursive_cross_modal_attention(strided, *weights, 2).sum().backward()
+    assert weights[0].grad is not None
+    assert x.grad is None
+
+
+def test_float32_is_close_to_float64():
+    tensors = inputs(300, 2, 16, torch.float32)
+    exact = recursive_cross_modal_attention(*(tensor.double() for tensor in tensors), 2)
+    torch.testing.assert_close(recursive_cross_modal_attention(*tensors, 2).double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_runs_forward_and_backward_under_autocast():
+    tensors = inputs(30, 2, 8, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = recursive_cross_modal_attention(*tensors, 2)
+    result.float().sum().backward()
+    assert all(bool(tensor.grad.isfinite().all()) for tensor in tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"x": torch.zeros(4, 6)}, ValueError, r"x: found shape \(4, 6\), expected three dimensions"),
+        ({"x": torch.zeros(4, 0, 3)}, ValueError, "x: .* at least one modality"),
+        ({"x": torch.zeros(4, 2, 3, dtype=torch.int64)}, TypeError, "x: found dtype torch.int64"),
+        ({"x": [[1.0]]}, TypeError, "x: found list"),
+        ({"w_joint": torch.zeros(3, 6)}, ValueError, r"w_joint: found shape \(3, 6\), expected \(6, 3\)"),
+        ({"b_joint": torch.zeros(6)}, ValueError, r"b_joint: found shape \(6,\), expected \(3,\)"),
+        ({"w_attend": torch.zeros(3, 3)}, ValueError, "w_attend: .* expected three dimensions"),
+        ({"w_out": torch.zeros(2, 3, 4)}, ValueError, r"w_out: found shape \(2, 3, 4\), expected \(2, 3, 3\)"),
+        ({"w_out": torch.zeros(2, 3, 3).double()}, TypeError, "w_out: found dtype torch.float64"),
+        ({"w_out": torch.zeros(2, 3, 3, device="meta")}, ValueError, "w_out: found on device meta"),
+        ({"recursions": -1}, ValueError, "recursions: found -1"),
+        ({"recursions": 2.0}, TypeError, "recursions: found 2.0"),
+        ({"scale": 0.0}, ValueError, "scale: found 0.0"),
+        ({"scale": math.nan}, ValueError, "scale: found nan"),
+        ({"scale": "1"}, TypeError, "scale: found '1'"),
+    ],
+)
+def test_refusals(change, error, text):
+    tensors = dict(zip(NAMES, (tensor.detach() for tensor in inputs(4, 2, 3, torch.float32)), strict=True))
+    with pytest.raises(error, match=text):
+        recursive_cross_modal_attention(**{**tensors, "recursions": 1, **change})
