@@ -27,13 +27,15 @@ class Interactions:
 
     @classmethod
     def from_pairs(cls, users: np.ndarray, items: np.ndarray) -> Interactions:
-        """Sort pairs by user, then item; equal pairs become one."""
+        """Sort pairs by user, then item; equal pairs become one.
+
+        Args:
+            users: (E,) indices from 0.
+            items: (E,) indices from 0, such that U x I is below 2**63.
+        """
         users, items = np.asarray(users, dtype=np.int64), np.asarray(items, dtype=np.int64)
-        order = np.lexsort((items, users))
-        users, items = users[order], items[order]
-        first = np.ones(len(users), dtype=bool)
-        first[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
-        return cls(users[first], items[first])
+        n_items = int(items.max(initial=0)) + 1
+        return cls(*np.divmod(np.unique(users * n_items + items), n_items))
 
     def __len__(self) -> int:
         return len(self.users)
@@ -77,7 +79,7 @@ class Dataset:
                     raise ValueError(f"{split}.{name} spans {index.min()} to {index.max()}, expected 0 to {size - 1}")
         trained = np.bincount(self.train.users, minlength=self.n_users)
         if not trained.all():
-            raise ValueError(f"user {self.user_ids[np.argmin(trained)]!r} has no training interaction, expected one")
+            raise ValueError(f"user {self.user_ids[np.argmin(trained)]} has no training interaction, expected one")
         for modality, matrix in self.features.items():
             if matrix.ndim != 2 or len(matrix) != self.n_items or matrix.dtype != np.float32:
                 raise ValueError(

@@ -115,7 +115,8 @@ def image_features(images: np.ndarray) -> np.ndarray:
         (I, 3 H W) float32.
     """
     pixels = images.reshape(len(images), -1).astype(np.float64) / 255
-    return (pixels - pixels.mean(axis=0)).astype(np.float32)
+    features: np.ndarray = (pixels - pixels.mean(axis=0)).astype(np.float32)
+    return features
 
 
 def text_features(texts: list[str], width: int = TEXT_WIDTH) -> np.ndarray:
@@ -131,7 +132,8 @@ def text_features(texts: list[str], width: int = TEXT_WIDTH) -> np.ndarray:
     counts = np.zeros((len(texts), width))
     np.add.at(counts, ([row for row, _ in words], [zlib.crc32(word.encode()) % width for _, word in words]), 1)
     weighted = counts * (np.log((1 + len(texts)) / (1 + (counts > 0).sum(axis=0))) + 1)
-    return (weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    features: np.ndarray = weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-12)
+    return features.astype(np.float32)
 
 
 def _draw(clusters: np.ndarray, generator: np.random.Generator) -> np.ndarray:

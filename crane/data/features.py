@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,31 +23,33 @@ class Features:
         path: the file.
         matrix: (rows, d) float32, finite where ``present``.
         present: (rows,) bool, false for rows without (valid) features.
-        ids: (rows,) item ids, int64 or str objects; ``None``: the row number is the item.
+        ids: (rows,) item ids, int64 or an object array of str.
     """
 
     path: Path
     matrix: np.ndarray
     present: np.ndarray
-    ids: np.ndarray | None = None
+    ids: np.ndarray
 
-    def filled(self, rows: np.ndarray | None = None, n_items: int | None = None) -> tuple[np.ndarray, int]:
+    def filled(self, items: np.ndarray, n_items: int) -> tuple[np.ndarray, int]:
         """The matrix with one row an item; items without features get the mean of the others.
 
         Args:
-            rows: (rows,) item index of each row, ``None`` for the row itself.
-            n_items: number of items, by default the number of rows.
+            items: (rows,) int64, the item index of each row, -1 for rows to leave out.
+            n_items: number of items.
 
         Returns:
             (n_items, d) float32 and how many rows were filled.
         """
-        known = self.matrix[self.present]
-        if n_items is None and len(known) == len(self.matrix):
-            return self.matrix, 0
-        result = np.empty((len(self.matrix) if n_items is None else n_items, self.matrix.shape[1]), dtype=np.float32)
-        result[:] = known.mean(axis=0, dtype=np.float64)
-        result[self.present.nonzero()[0] if rows is None else rows[self.present]] = known
-        return result, len(result) - len(known)
+        used = self.present & (items >= 0)
+        known, items = self.matrix[used], items[used]
+        result = np.empty((n_items, self.matrix.shape[1]), dtype=np.float32)
+        result[items] = known
+        missing = np.ones(n_items, dtype=bool)
+        missing[items] = False
+        if missing.any():
+            result[missing] = known.mean(axis=0, dtype=np.float64)
+        return result, int(missing.sum())
 
 
 def modality_files(config: DataConfig, folder: Path) -> dict[str, Path]:
@@ -68,6 +70,8 @@ def modality_files(config: DataConfig, folder: Path) -> dict[str, Path]:
 def read_npy(path: Path, invalid: InvalidFeatures, ids: np.ndarray | None = None) -> Features:
     """Read one modality from a ``.npy`` file of (rows, d) numbers, and check it.
 
+    ``ids`` are the items of the rows; without them, the row number, from 0, is the item.
+
     Raises:
         ValueError: the file is unreadable, holds Python objects or no matrix of numbers, has another number of rows
             than there are ``ids``, or holds NaN or infinity (unless ``invalid`` is ``"mean"``).
@@ -81,20 +85,11 @@ def read_npy(path: Path, invalid: InvalidFeatures, ids: np.ndarray | None = None
         raise ValueError(f"{path} holds {found}, expected a matrix of numbers with one row an item")
     if ids is not None and len(ids) != len(matrix):
         raise ValueError(f"{path} has {len(matrix)} rows, expected {len(ids)}, one for each id")
-    return checked(path, matrix, invalid, ids)
+    return _checked(Source(path, None), matrix, invalid, np.arange(len(matrix)) if ids is None else ids)
 
 
-def checked(
-    path: Path, matrix: np.ndarray, invalid: InvalidFeatures, ids: np.ndarray | None, source: Source | None = None
-) -> Features:
+def _checked(source: Source, matrix: np.ndarray, invalid: InvalidFeatures, ids: np.ndarray) -> Features:
     """Convert to float32 and look for NaN and infinity.
-
-    Args:
-        path: for messages.
-        matrix: (rows, d) numbers.
-        invalid: what to do with rows that hold NaN or infinity.
-        ids: (rows,) item ids, if the row number is not the item.
-        source: names rows in messages; by default ``FILE row N``, from 1.
 
     Raises:
         ValueError: a row is invalid and ``invalid`` is ``"refuse"``, or no row is valid.
@@ -105,13 +100,11 @@ def checked(
     if not finite.all() and (invalid == "refuse" or not finite.any()):
         row = int(np.argmin(finite))
         column = int(np.argmin(np.isfinite(matrix[row])))
-        place = source.place(row) if source else f"{path} row {row + 1}"
-        item = row if ids is None else ids[row]
         raise ValueError(
-            f"{place} (item {item}): value {column + 1} is {matrix[row, column]}, expected finite numbers "
-            f"(data.invalid_features=mean replaces such rows)"
+            f"{source.place(row)} (item {ids[row]}): value {column + 1} is {matrix[row, column]}, expected finite "
+            f"numbers (data.invalid_features=mean replaces such rows)"
         )
-    return Features(path, matrix, finite, ids)
+    return Features(source.path, matrix, finite, ids)
 
 
 def read_list_column(column: Column, ids: np.ndarray, invalid: InvalidFeatures) -> Features:
@@ -123,6 +116,9 @@ def read_list_column(column: Column, ids: np.ndarray, invalid: InvalidFeatures) 
         ValueError: names the row whose list has another length or holds something else, or is not finite.
     """
     values = column.values
+    kind = values.type
+    if not (pa.types.is_string(kind) or pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise ValueError(f"{column.source.path}: column {column.name!r} is {kind}, expected lists of numbers")
     if pa.types.is_string(values.type):
         values = pc.split_pattern_regex(pc.utf8_trim_whitespace(values), r"[ \t]+")
         empty = pc.equal(pc.utf8_trim_whitespace(column.values), "")
@@ -140,8 +136,8 @@ def read_list_column(column: Column, ids: np.ndarray, invalid: InvalidFeatures) 
     matrix = np.zeros((len(lengths), width), dtype=np.float32)
     numbers = _numbers(column, pc.list_flatten(values), np.flatnonzero(present), width)
     matrix[present] = numbers.reshape(-1, width)
-    read = checked(column.source.path, matrix, invalid, ids, column.source)
-    return Features(read.path, read.matrix, read.present & present, ids)
+    read = _checked(column.source, matrix, invalid, ids)
+    return replace(read, present=read.present & present)
 
 
 def _numbers(column: Column, flat: pa.Array, rows: np.ndarray, width: int) -> np.ndarray:
@@ -169,7 +165,7 @@ def read_ids(path: Path) -> np.ndarray:
         ValueError: the file is not UTF-8, or a line is empty or repeats an id.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text, expected one item id a line") from error
     for number, line in enumerate(lines, start=1):
@@ -178,7 +174,7 @@ def read_ids(path: Path) -> np.ndarray:
     ids = to_identifiers(lines)
     row = repeated_row(ids)
     if row is not None:
-        raise ValueError(f"{path} line {row + 1}: item {ids[row]!r} stands twice, expected every id once")
+        raise ValueError(f"{path} line {row + 1}: item {ids[row]} stands twice, expected every id once")
     return ids
 
 
@@ -192,7 +188,8 @@ def distinct_ids(column: Column) -> np.ndarray:
     row = repeated_row(codes)
     if row is not None:
         raise column.refusal(row, "every id once")
-    return ids[codes]
+    by_row: np.ndarray = ids[codes]
+    return by_row
 
 
 def repeated_row(values: np.ndarray) -> int | None:

@@ -44,4 +44,5 @@ def _ranges(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """Concatenate ``arange(start[i], stop[i])``."""
     length = stop - start
     first = np.cumsum(length) - length
-    return np.arange(length.sum()) + np.repeat(start - first, length)
+    ranges: np.ndarray = np.arange(length.sum()) + np.repeat(start - first, length)
+    return ranges

@@ -8,12 +8,12 @@ from crane.data.config import DEMO, DataConfig
 from crane.data.dataset import Dataset
 from crane.data.demo import demo_dataset
 from crane.data.mmrec import load_mmrec
-from crane.data.plain import load_plain
+from crane.data.plain import INTERACTIONS, load_plain
 from crane.data.recbole import load_recbole
-from crane.data.table import Source
+from crane.data.table import PARQUET_SUFFIXES, Source
 
 _LOADERS = {"mmrec": load_mmrec, "recbole": load_recbole, "plain": load_plain}
-_PLAIN = ("interactions.csv", "interactions.tsv", "interactions.parquet", "interactions.pq")
+_PLAIN = tuple(INTERACTIONS + suffix for suffix in (".csv", ".tsv", *PARQUET_SUFFIXES))
 
 
 def load_dataset(config: DataConfig) -> Dataset:

@@ -83,13 +83,15 @@ def build(name: str, log: Log, features: dict[str, Features], config: DataConfig
 
 
 def _merge(log: Log) -> Log:
-    """Sort by user and item and keep the earliest of equal pairs."""
-    keys = (log.items, log.users) if log.times is None else (log.times, log.items, log.users)
-    order = np.lexsort(keys)
+    """Keep one of equal pairs, the earliest; without times the order is by user, then item, whatever the file's."""
+    if log.times is None:
+        pairs = Interactions.from_pairs(log.users, log.items)
+        return replace(log, users=pairs.users, items=pairs.items)
+    order = np.lexsort((log.times, log.items, log.users))
     users, items = log.users[order], log.items[order]
     first = np.ones(len(order), dtype=bool)
     first[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
-    return _select(log, np.sort(order[first]) if log.times is not None else order[first])
+    return _select(log, np.sort(order[first]))  # in the order of the file, which decides between equal times
 
 
 def _filter(log: Log, k: int) -> Log:
@@ -113,7 +115,7 @@ def _compact(log: Log) -> Log:
 
 def _catalogue(item_ids: np.ndarray, features: dict[str, Features]) -> np.ndarray:
     """The item ids of the log and of all feature files, ascending; text if any of them is text."""
-    parts = [item_ids, *(read.ids for read in features.values() if read.ids is not None)]
+    parts = [item_ids, *(read.ids for read in features.values())]
     return np.unique(np.concatenate(_same_kind(parts)))
 
 
@@ -133,13 +135,9 @@ def _positions(catalogue: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 def _align(read: Features, item_ids: np.ndarray, log: Log) -> tuple[np.ndarray, int]:
     """The modality's matrix with one row for each of ``item_ids``, and how many rows are the mean."""
-    ids = np.arange(len(read.matrix)) if read.ids is None else read.ids
-    if not (_positions(ids, log.item_ids) >= 0).any():
+    if not (_positions(log.item_ids, read.ids[read.present]) >= 0).any():
         raise ValueError(
-            f"{read.path} has features of items such as {ids[0]!r}, none of which is in {log.source.path}, "
-            f"which has items such as {log.item_ids[0]!r}"
+            f"{read.path} has features of items such as {read.ids[0]}, none of which is in {log.source.path}, "
+            f"which has items such as {log.item_ids[0]}"
         )
-    rows = _positions(item_ids, ids)
-    inside = rows >= 0
-    known = replace(read, matrix=read.matrix[inside], present=read.present[inside])
-    return known.filled(rows[inside], len(item_ids))
+    return read.filled(_positions(item_ids, read.ids), len(item_ids))

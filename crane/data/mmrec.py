@@ -32,7 +32,7 @@ def load_mmrec(path: Path, config: DataConfig) -> Dataset:
         raise ValueError(f"data.split is {config.split!r}, but {path} brings its own split, expected the default")
     user, item = config.user_column or "userID", config.item_column or "itemID"
     table = Source.of(path).read([user, item, LABEL])
-    users, items = _ids(table[user]), _ids(table[item])
+    users, items = table[user].naturals(), table[item].naturals()
     labels = _labels(table[LABEL])
     features = {
         modality: read_npy(file, config.invalid_features)
@@ -48,24 +48,16 @@ def load_mmrec(path: Path, config: DataConfig) -> Dataset:
     )
     matrices = {}
     for modality, read in features.items():
-        matrices[modality], missing = read.filled()
+        matrices[modality], missing = read.filled(item_ids, len(item_ids))
         if missing:
             notices.append(f"{missing:,} items with invalid {modality} features get the mean of the others")
     return Dataset(path.stem, user_ids, item_ids, train, validation, test, matrices, tuple(notices))
 
 
-def _ids(column: Column) -> np.ndarray:
-    expected = "an integer of 0 or more"
-    ids = column.integers(expected)
-    if ids.min() < 0:
-        raise column.refusal(int(np.argmax(ids < 0)), expected)
-    return ids
-
-
 def _labels(column: Column) -> np.ndarray:
     expected = "0 (training), 1 (validation) or 2 (test)"
-    labels = column.integers(expected)
-    wrong = (labels < 0) | (labels >= len(SPLITS))
+    labels = column.naturals(expected)
+    wrong = labels >= len(SPLITS)
     if wrong.any():
         raise column.refusal(int(np.argmax(wrong)), expected)
     return labels
@@ -99,10 +91,10 @@ def _merge(
     torn = again[1:] & (labels[1:] != labels[:-1])
     if torn.any():
         at = int(np.argmax(torn))
-        place = column.source.place
+        source = column.source
         raise ValueError(
-            f"{place(int(order[at + 1]))}: user {users[at]} and item {items[at]} are in {SPLITS[labels[at + 1]]} and, "
-            f"{place(int(order[at])).removeprefix(str(column.source.path)).strip()}, in {SPLITS[labels[at]]}, "
+            f"{source.place(int(order[at + 1]))}: user {users[at]} and item {items[at]} are in "
+            f"{SPLITS[labels[at + 1]]}, and in {SPLITS[labels[at]]} by line {source.line(int(order[at]))}, "
             f"expected one split"
         )
     if again.any():

@@ -16,6 +16,7 @@ from crane.data.table import PARQUET_SUFFIXES, Source
 
 ITEMS = "items.parquet"
 ITEM_IDS = "item_ids.txt"
+INTERACTIONS = "interactions"
 
 
 def load_plain(path: Path, config: DataConfig) -> Dataset:
@@ -35,7 +36,8 @@ def load_plain(path: Path, config: DataConfig) -> Dataset:
     features = {
         modality: _read(modality, file, item, config) for modality, file in _files(config, folder, item).items()
     }
-    return build(path.stem, log, features, config)
+    name = folder.resolve().name if path.stem == INTERACTIONS else path.stem
+    return build(name, log, features, config)
 
 
 def read_npy_with_ids(path: Path, config: DataConfig, default_ids: np.ndarray | None = None) -> Features:

@@ -37,11 +37,12 @@ class Source:
         return cls(path, ",", quoted=True) if suffix == ".csv" else cls(path, "\t")
 
     def place(self, row: int) -> str:
-        """Name row ``row`` (0-based, header and blank lines not counted): ``FILE line N`` or ``FILE row N``."""
-        if self.delimiter is None:
-            return f"{self.path} row {row + 1}"
-        line, _ = next(islice(self._records(), row + 1, None))
-        return f"{self.path} line {line}"
+        """Name row ``row`` (0-based): ``FILE line N`` in text, ``FILE row N`` otherwise; both count from 1."""
+        return f"{self.path} row {row + 1}" if self.delimiter is None else f"{self.path} line {self.line(row)}"
+
+    def line(self, row: int) -> int:
+        """The line of a text file, from 1, that holds row ``row`` (0-based, header and blank lines not counted)."""
+        return next(islice(self._records(), row + 1, None))[0]
 
     def header(self) -> list[str]:
         """The names of the columns.
@@ -59,7 +60,7 @@ class Source:
             raise ValueError(f"{self.path} is empty, expected a header and rows")
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"{self.path} line 1: column {twice!r} stands twice, expected every name once")
+            raise ValueError(f"{self.path}: column {twice!r} stands twice, expected every name once")
         return names
 
     def read(self, names: list[str]) -> dict[str, Column]:
@@ -72,7 +73,7 @@ class Source:
         header = self.header()
         for name in names:
             if name not in header:
-                raise ValueError(f"{self.path} line 1: no column {name!r}, found {', '.join(map(repr, header))}")
+                raise ValueError(f"{self.path}: no column {name!r}, found {', '.join(map(repr, header))}")
         table = self._read_parquet(names) if self.delimiter is None else self._read_text(names, len(header))
         if table.num_rows == 0:
             raise ValueError(f"{self.path} has a header but no rows")
@@ -105,14 +106,14 @@ class Source:
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """Yield (line number, fields) of every line that is not blank, slowly: for the header and for errors."""
-        with self.path.open(encoding="utf-8-sig", errors="strict", newline="") as stream:
-            delimiter = str(self.delimiter)
-            quoted = self.quoted
-            reader = csv.reader(stream, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+        with self.path.open(encoding="utf-8-sig", newline="" if self.quoted else None) as stream:
             try:
-                for fields in reader:
-                    if fields:
-                        yield reader.line_num, fields
+                if self.quoted:
+                    reader = csv.reader(stream)
+                    yield from ((reader.line_num, fields) for fields in reader if fields)
+                else:
+                    lines = ((number, line.rstrip("\n")) for number, line in enumerate(stream, start=1))
+                    yield from ((number, line.split("\t")) for number, line in lines if line)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{self.path} line {_undecodable_line(self.path)}: not UTF-8 text") from error
 
@@ -130,18 +131,14 @@ class Column:
         found = self.values[row].as_py()
         return ValueError(f"{self.source.place(row)}: {self.name} is {found!r}, expected {expected}")
 
-    def integers(self, expected: str = "an integer") -> np.ndarray:
-        """As int64.
+    def naturals(self, expected: str = "an integer of 0 or more") -> np.ndarray:
+        """Text as int64.
 
         Raises:
-            ValueError: names the first row that is no integer.
+            ValueError: names the first row that is no integer of 0 or more.
         """
-        self.refuse_nulls(expected)
-        if pa.types.is_string(self.values.type):
-            self._refuse_first(pc.invert(pc.match_substring_regex(self.values, r"^-?[0-9]{1,18}$")), expected)
-        elif not pa.types.is_integer(self.values.type):
-            raise ValueError(f"{self.source.path}: column {self.name!r} is {self.values.type}, expected integers")
-        return np.asarray(self._cast(pa.int64()))
+        self._refuse_first(pc.invert(pc.match_substring_regex(self.values, r"^[0-9]{1,18}$")), expected)
+        return np.asarray(self.values.cast(pa.int64()))
 
     def times(self) -> np.ndarray:
         """As int64 or float64 that orders as the times do: numbers, or ISO 8601 dates.
@@ -150,17 +147,29 @@ class Column:
             ValueError: names the first row that is neither, or says that the column mixes them.
         """
         expected = "a number or an ISO 8601 date and time"
-        self.refuse_nulls(expected)
-        kinds = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", tz="UTC"))
-        for kind in kinds if pa.types.is_string(self.values.type) else kinds[:2]:
+        self._refuse_first(pc.is_null(self.values), expected)
+        times = self._timeline()
+        if pa.types.is_timestamp(times.type):
+            times = times.cast(pa.int64())
+        values = np.asarray(times)
+        self._refuse_first(pa.array(~np.isfinite(values)), expected)
+        return values
+
+    def _timeline(self) -> pa.Array:
+        """The values as integers, floats or timestamps, whichever fits first."""
+        kind = self.values.type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_timestamp(kind):
+            return self.values
+        if pa.types.is_date(kind):
+            return self.values.cast(pa.timestamp("ms"))
+        if not pa.types.is_string(kind):
+            raise ValueError(f"{self.source.path}: column {self.name!r} is {kind}, expected numbers, dates or times")
+        for target in (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
             try:
-                values = np.asarray(self._cast(kind).cast(pa.int64() if pa.types.is_timestamp(kind) else kind))
+                return self.values.cast(target)
             except pa.ArrowException:
                 continue
-            if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-                raise self.refusal(int(np.flatnonzero(~np.isfinite(values))[0]), expected)
-            return values
-        raise self.refusal(self._first_odd_time(), f"{expected}, of one kind in the whole column")
+        raise self.refusal(self._first_odd_time(), "a number or an ISO 8601 date and time, as the rows before")
 
     def _first_odd_time(self) -> int:
         """The first row that cannot be read as the first row's kind."""
@@ -180,7 +189,7 @@ class Column:
     def identifiers(self) -> tuple[np.ndarray, np.ndarray]:
         """The distinct ids, sorted, and for every row its index among them.
 
-        Text that is an integer throughout the column becomes int64; a column that mixes integers and names stays text.
+        Ids of a text file that are integers throughout the column become int64; mixed with names, all stay text.
 
         Returns:
             ids (n,), int64 or an object array of str, ascending; codes (rows,), int64.
@@ -188,38 +197,27 @@ class Column:
         Raises:
             ValueError: names the first row without an id, or the column's type when it is neither integer nor text.
         """
-        self.refuse_nulls("an id")
-        encoded = self.values
-        if not pa.types.is_dictionary(encoded.type):
-            encoded = encoded.dictionary_encode()
+        self._refuse_first(pc.is_null(self.values), "an id")
+        encoded = self.values.dictionary_encode()
         labels, codes = encoded.dictionary, np.asarray(encoded.indices).astype(np.int64)
-        if not (pa.types.is_integer(labels.type) or _is_text(labels.type)):
+        if pa.types.is_uint64(self.values.type):
+            largest = pa.scalar(2**63 - 1, pa.uint64())
+            self._refuse_first(pc.greater(self.values, largest), f"an id of at most {largest}")
+        if not (pa.types.is_integer(labels.type) or pa.types.is_string(labels.type)):
             raise ValueError(
                 f"{self.source.path}: column {self.name!r} is {labels.type}, expected ids that are integers or text"
             )
-        if _is_text(labels.type):
-            empty = pc.index(labels, pa.scalar("", labels.type)).as_py()
-            if empty >= 0 and (codes == empty).any():
-                raise self.refusal(int(np.argmax(codes == empty)), "an id")
-        ids, position = np.unique(to_identifiers(labels), return_inverse=True)
-        used, codes = np.unique(position[codes], return_inverse=True)  # Parquet dictionaries may hold unused labels
-        return ids[used], codes.astype(np.int64)
-
-    def refuse_nulls(self, expected: str) -> None:
-        """Raise ValueError that names the first row without a value, if any."""
-        if self.values.null_count:
-            self._refuse_first(pc.is_null(self.values), expected)
+        if pa.types.is_string(labels.type):
+            empty = pc.index(labels, "").as_py()
+            self._refuse_first(pa.array(codes == empty), "an id")
+        typed = self.source.delimiter is None and pa.types.is_string(labels.type)
+        ids, position = np.unique(_texts(labels) if typed else to_identifiers(labels), return_inverse=True)
+        return ids, position[codes]
 
     def _refuse_first(self, wrong: pa.Array, expected: str) -> None:
         row = pc.index(wrong, True).as_py()
         if row >= 0:
             raise self.refusal(row, expected)
-
-    def _cast(self, kind: pa.DataType) -> pa.Array:
-        values = self.values
-        if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-            values = values.cast(pa.timestamp("us", tz=getattr(values.type, "tz", None)), safe=False).cast(pa.int64())
-        return values.cast(kind)
 
 
 def to_identifiers(labels: pa.Array | list[str]) -> np.ndarray:
@@ -227,19 +225,23 @@ def to_identifiers(labels: pa.Array | list[str]) -> np.ndarray:
     array = labels if isinstance(labels, pa.Array) else pa.array(labels, pa.string())
     if pa.types.is_integer(array.type):
         return np.asarray(array.cast(pa.int64()))
-    texts = array.cast(pa.string())
-    if pc.all(pc.match_substring_regex(texts, _INTEGER), min_count=0).as_py():
-        return np.asarray(texts.cast(pa.int64()))
-    return np.asarray(texts.to_numpy(zero_copy_only=False), dtype=object)
+    if pc.all(pc.match_substring_regex(array, _INTEGER), min_count=0).as_py():
+        return np.asarray(array.cast(pa.int64()))
+    return _texts(array)
+
+
+def _texts(array: pa.Array) -> np.ndarray:
+    return np.asarray(array.to_numpy(zero_copy_only=False), dtype=object)
 
 
 def _contiguous(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.unify_dictionaries().combine_chunks()
+    """One array, text as plain strings."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        column = column.cast(pa.string())
+    combined = column.combine_chunks()
     return combined if isinstance(combined, pa.Array) else combined.chunk(0)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _parquet(source: Source) -> pq.ParquetFile:
