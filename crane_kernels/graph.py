@@ -290,6 +290,15 @@ class Graph:
         checks.same_device("value", value, self.device, "the graph")
         return Graph._trusted(self._rowptr, self._col, _values(value, self._col), self._shape, symmetric)
 
+    def subset(self, kept: Tensor, rowptr: Tensor) -> Graph:
+        """The graph of some of the edges, for callers that have counted them.
+
+        Args:
+            kept: positions of the edges, ascending.
+            rowptr: (n_rows + 1,) int64, how many of them lie before each row.
+        """
+        return Graph._trusted(rowptr, self._col[kept], self._value[kept], self._shape)
+
     def normalize(self, how: Normalisation) -> Graph:
         """Scale the values by the degrees: with D = row sums and C = column sums of the values,
 

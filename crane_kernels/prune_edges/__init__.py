@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from crane_kernels import checks, dispatch
+from crane_kernels import checks, dispatch, extension
 from crane_kernels.dispatch import Implementation
 from crane_kernels.graph import Graph
-from crane_kernels.prune_edges import reference
+from crane_kernels.prune_edges import cpp, reference
 
-dispatch.register("prune_edges", Implementation("reference", reference.prune_edges))
+dispatch.register(
+    "prune_edges",
+    Implementation("cpp", cpp.prune_edges, missing=extension.missing, refuses=cpp.refuses),
+    Implementation("reference", reference.prune_edges),
+)
 
 
 def prune_edges(

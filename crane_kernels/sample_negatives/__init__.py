@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from crane_kernels import checks, dispatch
+from crane_kernels import checks, dispatch, extension
 from crane_kernels.dispatch import Implementation
 from crane_kernels.graph import Graph
-from crane_kernels.sample_negatives import reference
+from crane_kernels.sample_negatives import cpp, reference
 
-dispatch.register("sample_negatives", Implementation("reference", reference.sample_negatives))
+dispatch.register(
+    "sample_negatives",
+    Implementation("cpp", cpp.sample_negatives, missing=extension.missing),
+    Implementation("reference", reference.sample_negatives),
+)
 
 
 def sample_negatives(
