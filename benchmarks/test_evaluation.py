@@ -16,8 +16,8 @@ def test_evaluation_of_all_users(compare, benchmark, dataset):
     generator = torch.Generator().manual_seed(0)
     user = torch.randn(dataset.n_users, DIM, generator=generator)
     item = torch.randn(dataset.n_items, DIM, generator=generator)
-    seen = baseline.as_lists(dataset.train.users, dataset.train.items)
-    targets = {u: set(i) for u, i in baseline.as_lists(dataset.test.users, dataset.test.items).items()}
+    seen = baseline.by_user(dataset.train.users, dataset.train.items)
+    targets = baseline.by_user(dataset.test.users, dataset.test.items)
 
     def usual(user: Tensor = user, item: Tensor = item) -> dict[str, float]:
         return baseline.evaluate(user, item, seen, targets)

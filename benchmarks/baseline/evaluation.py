@@ -1,20 +1,26 @@
-"""Full-ranking evaluation over batches of users, with the metrics computed user by user in Python."""
+"""Full-ranking evaluation over batches of users, with hits and metrics computed user by user, as MMRec does.
+
+The steps are those of MMRec's evaluator: the score matrix of a batch of users, training items overwritten through
+index lists, ``torch.topk``, then a list comprehension a user that looks every ranked item up in the user's array of
+targets.
+"""
 
 from __future__ import annotations
-
-import math
-from collections import defaultdict
 
 import numpy as np
 import torch
 from torch import Tensor
 
+METRICS = ("recall", "ndcg", "precision", "map", "hitrate", "mrr")
+
+Lists = dict[int, np.ndarray]
+
 
 def evaluate(
     user: Tensor,
     item: Tensor,
-    seen: dict[int, list[int]],
-    targets: dict[int, set[int]],
+    seen: Lists,
+    targets: Lists,
     ks: tuple[int, ...] = (5, 10, 20, 50),
     batch_size: int = 4096,
 ) -> dict[str, float]:
@@ -29,52 +35,37 @@ def evaluate(
         batch_size: users whose scores over all items are held at once.
     """
     users = sorted(targets)
-    sums: dict[str, float] = defaultdict(float)
-    for start in range(0, len(users), batch_size):
-        batch = users[start : start + batch_size]
-        ranked = _rank(user, item, seen, batch, max(ks))
-        for u, items in zip(batch, ranked, strict=True):
-            hits = [1 if i in targets[u] else 0 for i in items]
-            for k in ks:
-                for name, value in user_metrics(hits, len(targets[u]), k).items():
-                    sums[f"{name}@{k}"] += value
-    return {key: total / len(users) for key, total in sums.items()}
+    batches = [users[start : start + batch_size] for start in range(0, len(users), batch_size)]
+    ranked = torch.cat([rank(user, item, seen, batch, max(ks)) for batch in batches]).cpu().numpy()
+    hits = [[i in targets[u] for i in items] for u, items in zip(users, ranked, strict=True)]
+    curves = [user_curves(np.asarray(row), len(targets[u])) for u, row in zip(users, hits, strict=True)]
+    means = np.mean(curves, axis=0)
+    return {f"{name}@{k}": float(means[row, k - 1]) for row, name in enumerate(METRICS) for k in ks}
 
 
-def _rank(user: Tensor, item: Tensor, seen: dict[int, list[int]], batch: list[int], k: int) -> list[list[int]]:
+def rank(user: Tensor, item: Tensor, seen: Lists, batch: list[int], k: int) -> Tensor:
+    """(len(batch), k) the best items of each user."""
     scores = user[torch.tensor(batch)] @ item.T
-    rows = [row for row, u in enumerate(batch) for _ in seen.get(u, [])]
-    columns = [i for u in batch for i in seen.get(u, [])]
-    scores[rows, columns] = -1e10
-    return torch.topk(scores, k, dim=1).indices.tolist()
+    rows = np.repeat(np.arange(len(batch)), [len(seen[u]) for u in batch])
+    columns = np.concatenate([seen[u] for u in batch])
+    scores[torch.from_numpy(rows), torch.from_numpy(columns)] = -1e10
+    return torch.topk(scores, k, dim=-1).indices
 
 
-def user_metrics(hits: list[int], n_targets: int, k: int) -> dict[str, float]:
-    """The six metrics of one user at one cut-off; ``hits`` holds 1 at each rank that is a target."""
-    top = hits[:k]
-    found = sum(top)
-    fits = min(n_targets, k)
-    first, gain, precisions, so_far = 0.0, 0.0, 0.0, 0
-    for rank, hit in enumerate(top, start=1):
-        if hit:
-            so_far += 1
-            first = first or 1 / rank
-            gain += 1 / math.log2(rank + 1)
-            precisions += so_far / rank
-    ideal = sum(1 / math.log2(rank + 1) for rank in range(1, fits + 1))
-    return {
-        "recall": found / n_targets,
-        "ndcg": gain / ideal,
-        "precision": found / k,
-        "map": precisions / fits,
-        "hitrate": 1.0 if found else 0.0,
-        "mrr": first,
-    }
+def user_curves(hits: np.ndarray, n_targets: int) -> np.ndarray:
+    """(6, K) the metrics of one user at every cut-off; ``hits`` says of each rank whether it holds a target."""
+    ranks = np.arange(1, len(hits) + 1)
+    fits = np.minimum(ranks, n_targets)
+    found = np.cumsum(hits)
+    discount = 1 / np.log2(ranks + 1)
+    gain, ideal = np.cumsum(hits * discount), np.cumsum(discount)[fits - 1]
+    precision = found / ranks
+    hit = (found > 0).astype(np.float64)
+    average = np.cumsum(hits * precision) / fits
+    return np.stack([found / n_targets, gain / ideal, precision, average, hit, hit / (np.argmax(hits) + 1)])
 
 
-def as_lists(users: np.ndarray, items: np.ndarray) -> dict[int, list[int]]:
-    """Interactions as the items of each user."""
-    lists: dict[int, list[int]] = defaultdict(list)
-    for u, i in zip(users.tolist(), items.tolist(), strict=True):
-        lists[u].append(i)
-    return dict(lists)
+def by_user(users: np.ndarray, items: np.ndarray) -> Lists:
+    """The items of each user that has any, from interactions sorted by user."""
+    present, starts = np.unique(users, return_index=True)
+    return dict(zip(present.tolist(), np.split(items, starts[1:]), strict=True))

@@ -53,7 +53,7 @@ def normalized_adjacency(users: np.ndarray, items: np.ndarray, n_users: int, n_i
     normalized = sp.coo_matrix(scale @ adjacency @ scale)
     indices = torch.from_numpy(np.stack([normalized.row, normalized.col]).astype(np.int64))
     values = torch.from_numpy(normalized.data.astype(np.float32))
-    return torch.sparse_coo_tensor(indices, values, (n, n))
+    return torch.sparse_coo_tensor(indices, values, (n, n), check_invariants=False)
 
 
 def average_layers(adjacency: Tensor, ego: Tensor, layers: int, n_users: int) -> tuple[Tensor, Tensor]:
