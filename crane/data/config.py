@@ -47,7 +47,7 @@ class DataConfig:
         """Check what the types leave open.
 
         Raises:
-            ValueError: a choice, the ratios or ``k_core`` is out of its range.
+            ValueError: a choice, the ratios, ``seed`` or ``k_core`` is out of its range.
         """
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -55,5 +55,6 @@ class DataConfig:
         train, *rest = self.ratios
         if len(rest) != 2 or not train > 0 or not all(0 <= ratio < float("inf") for ratio in self.ratios):
             raise ValueError(f"data.ratios is {self.ratios}, expected three numbers of 0 or more, the first above 0")
-        if self.k_core < 0:
-            raise ValueError(f"data.k_core is {self.k_core}, expected 0 or more")
+        for name in ("seed", "k_core"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} is {getattr(self, name)}, expected 0 or more")

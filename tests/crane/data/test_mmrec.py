@@ -186,6 +186,7 @@ def test_the_file_named_like_the_folder_is_taken(folder):
         ({"ratios": (8, 1)}, "data.ratios is (8, 1)"),
         ({"ratios": (8, -1, 1)}, "data.ratios is (8, -1, 1)"),
         ({"k_core": -1}, "data.k_core is -1, expected 0 or more"),
+        ({"seed": -1}, "data.seed is -1, expected 0 or more"),
         ({"split": "global"}, "data.split is 'global', expected one of random, time"),
         ({"format": "csv"}, "data.format is 'csv', expected one of auto, mmrec, recbole, plain"),
         ({"invalid_features": "drop"}, "data.invalid_features is 'drop', expected one of refuse, mean"),
