@@ -421,8 +421,8 @@ def _hint_name(hint: Any) -> str:
 
 
 def _type_name(value: Any) -> str:
-    names = {bool: "the truth value", int: "the integer", float: "the number", str: "the text", list: "the list"}
-    return names.get(type(value), type(value).__name__)
+    names = {bool: "the truth value", int: "the integer", float: "the number", list: "the list"}
+    return "the text" if isinstance(value, str) else names.get(type(value), type(value).__name__)
 
 
 def _plain(value: Any) -> Any:

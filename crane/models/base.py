@@ -75,6 +75,7 @@ def embedding_table(rows: int, width: int, generator: torch.Generator) -> nn.Par
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(rows, width), generator=generator))
 
 
-def squared_norm(*rows: Tensor) -> Tensor:
-    """Half the summed squares of the batch's embedding rows, each (B, d), divided by B."""
-    return torch.stack([x.square().sum() for x in rows]).sum() / (2 * len(rows[0]))
+def half_squared_norm(x: Tensor) -> Tensor:
+    """Half the sum of the squares of ``x``."""
+    flat = x.reshape(-1)
+    return 0.5 * torch.dot(flat, flat)

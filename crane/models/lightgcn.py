@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crane.config import check_at_least
 from crane.data import Dataset
-from crane.models.base import Loss, Recommender, embedding_table, squared_norm
+from crane.models.base import Loss, Recommender, embedding_table, half_squared_norm
 from crane_kernels import bpr_loss, propagate
 
 
@@ -21,7 +21,7 @@ class LightGCNConfig:
     Attributes:
         dim: width of the embeddings.
         layers: graph layers.
-        l2: weight of the squared norm of a batch's initial embeddings.
+        l2: weight of half the squared norm of the batch's initial embeddings, a triple.
     """
 
     dim: int = 64
@@ -49,19 +49,17 @@ class LightGCN(Recommender):
         self.graph = dataset.graph("train").bipartite().normalize("symmetric")
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Loss:
-        user, item = self._propagated()
+        initial = torch.cat([self.user_embedding, self.item_embedding])
+        user, item = self._propagated(initial)
         bpr = bpr_loss(user, item, users, positives, negatives)
-        l2 = self.config.l2 * squared_norm(
-            self.user_embedding.index_select(0, users),
-            self.item_embedding.index_select(0, positives),
-            self.item_embedding.index_select(0, negatives),
-        )
+        rows = torch.cat([users, positives + self.n_users, negatives + self.n_users])
+        l2 = self.config.l2 * half_squared_norm(initial.index_select(0, rows)) / len(users)
         return Loss(bpr + l2, {"bpr": bpr.detach(), "l2": l2.detach()})
 
     @torch.no_grad()
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        return self._propagated()
+        return self._propagated(torch.cat([self.user_embedding, self.item_embedding]))
 
-    def _propagated(self) -> tuple[Tensor, Tensor]:
-        nodes = propagate(self.graph, torch.cat([self.user_embedding, self.item_embedding]), self.config.layers)
+    def _propagated(self, initial: Tensor) -> tuple[Tensor, Tensor]:
+        nodes = propagate(self.graph, initial, self.config.layers)
         return nodes[: self.n_users], nodes[self.n_users :]

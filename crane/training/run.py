@@ -26,7 +26,7 @@ import numpy as np
 
 from crane.config import RunConfig
 from crane.data import Dataset, load_dataset
-from crane.files import write_text
+from crane.files import TEMPORARY_SUFFIX, write_text
 from crane.models import MODELS, Recommender
 from crane.seeds import weights_generator
 from crane.training.checkpoint import Checkpoints, TrainingState
@@ -46,16 +46,17 @@ class RunFolder:
         self.checkpoints = Checkpoints(path / "checkpoints")
 
     def check_new(self) -> None:
-        """Refuse a path that holds something already.
+        """Refuse a path that holds something already, besides what :meth:`create` leaves when the process dies in it.
 
         Raises:
             ValueError: the path is a file or a folder that is not empty.
         """
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            return
-        if self.path.exists():
-            what = "is not empty" if self.path.is_dir() else "is a file"
-            raise ValueError(f"the output folder {self.path} {what}: name a new one, or continue a run with --resume")
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"the output folder {self.path} is a file: name a new one")
+        leftovers = {self.environment.name, self.config.name + TEMPORARY_SUFFIX}
+        leftovers.add(self.environment.name + TEMPORARY_SUFFIX)
+        if self.path.is_dir() and any(entry.name not in leftovers for entry in self.path.iterdir()):
+            raise ValueError(f"the output folder {self.path} is not empty: name a new one, or continue with --resume")
 
     def check_run(self) -> None:
         """Refuse a path that holds no run.
@@ -80,7 +81,7 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"the output folder {self.path} cannot be made: {error.strerror}") from error
         write_text(self.environment, json.dumps(environment, indent=2) + "\n")
-        config.save(self.config)
+        config.save(self.config)  # last: it is what makes the folder a run
 
     def read_environment(self) -> dict[str, Any]:
         """What :meth:`create` wrote about the environment."""

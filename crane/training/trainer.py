@@ -26,7 +26,6 @@ from crane.training.progress import Reporter, SilentReporter
 from crane.training.run import RunFolder, build_model, check_same_data, fingerprint
 from crane.training.schedule import learning_rate_factor
 
-
 _deterministic: Any = torch.utils.deterministic  # an object in a module's place, which type checkers do not see
 
 

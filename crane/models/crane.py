@@ -1,0 +1,240 @@
+"""CRANE: recursive cross-modal attention with dual graph embedding (arXiv 2601.11151)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crane.config import check_above, check_at_least, check_between
+from crane.data import Dataset
+from crane.models.base import Loss, Recommender, embedding_table, half_squared_norm
+from crane.models.features import FeatureProjection, item_features, semantic_graph
+from crane_kernels import (
+    bpr_loss,
+    info_nce,
+    propagate,
+    prune_edges,
+    recursive_cross_modal_attention,
+    spmm,
+)
+
+
+@dataclass(frozen=True)
+class CRANEConfig:
+    """Settings of :class:`CRANE`. Each part of the model is switched off by the value named with it.
+
+    Attributes:
+        dim: width d of embeddings and refined features.
+        layers: layers of the behaviour graph; 0 switches it off.
+        edge_keep: fraction of the training edges that the behaviour graph keeps in an epoch; 1 switches pruning off.
+        neighbours: nearest items, itself included, that each modality connects an item to in the semantic graph; 0
+            switches the semantic graph off.
+        image_weight: the image's share in the semantic graph; the other modalities share the rest.
+        profile_weight: weight of the users' semantic profiles beside their behaviour embeddings; 0 switches user
+            profiles off, and with them refined features, which then have nothing to be compared with.
+        recursions: recursions R of the cross-modal attention; 0 switches it off.
+        feature_weight: weight of the cosine of refined features in the score; 0 switches refined features off.
+        feature_lr_scale: learning rate of everything that refines features, as a factor of the embeddings'.
+        trainable_features: train the raw features too.
+        contrastive_weight: weight of InfoNCE between behaviour and semantic views; 0 switches it off.
+        temperature: of InfoNCE.
+        l2: weight of half the squared norm of the batch's initial embeddings, a triple; 0 switches it off.
+    """
+
+    dim: int = 64
+    layers: int = 2
+    edge_keep: float = 0.2
+    neighbours: int = 10
+    image_weight: float = 0.2
+    profile_weight: float = 4.0
+    recursions: int = 2
+    feature_weight: float = 2.0
+    feature_lr_scale: float = 0.2
+    trainable_features: bool = False
+    contrastive_weight: float = 3e-3
+    temperature: float = 0.2
+    l2: float = 1e-2
+
+    def __post_init__(self) -> None:
+        check_at_least("dim", self.dim, 1)
+        for name in ("layers", "neighbours", "recursions"):
+            check_at_least(name, getattr(self, name), 0)
+        for name in ("profile_weight", "feature_weight", "contrastive_weight", "l2"):
+            check_at_least(name, getattr(self, name), 0)
+        for name in ("edge_keep", "feature_lr_scale", "temperature"):
+            check_above(name, getattr(self, name), 0)
+        check_between("edge_keep", self.edge_keep, 0, 1)
+        check_between("image_weight", self.image_weight, 0, 1)
+
+
+class Batch(NamedTuple):
+    """Training triples, (B,) int64 tensors of dense indices."""
+
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+
+class Views(NamedTuple):
+    """What the halves of the model say of the users and the items."""
+
+    user_behaviour: Tensor  # (U, d)
+    item_behaviour: Tensor  # (I, d)
+    user_semantic: Tensor | None  # (U, d); None without user profiles
+    item_semantic: Tensor  # (I, d)
+    user_refined: Tensor | None  # (U, d), rows of length one; None without refined features
+    item_refined: Tensor | None  # (I, d)
+
+
+class Refinement(nn.Module):
+    """From raw item features to refined features of users and items, rows of length one.
+
+    Projected rows are scaled to length one before the attention, and its output after it, so that no learned map can
+    outgrow the behaviour embeddings. Formulas and names as in :func:`crane_kernels.recursive_cross_modal_attention`.
+    """
+
+    def __init__(self, dataset: Dataset, config: CRANEConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        features = item_features(dataset, "CRANE")
+        m, d = len(features), config.dim
+        self.recursions = config.recursions
+        self.projection = FeatureProjection(features, d, generator, trainable=config.trainable_features)
+        if config.recursions:
+            self.w_joint = _normal(generator, m * d, d)
+            self.b_joint = nn.Parameter(torch.zeros(d))
+            self.w_attend = _normal(generator, m, d, d)
+            self.w_out = _normal(generator, m, d, d, gain=0.1)  # refinement starts as a small correction
+        self.w_refined = embedding_table(m * d, d, generator)
+        self.b_refined = nn.Parameter(torch.zeros(d))
+
+    def forward(self, profiles: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Refined features of users (U, d) and items (I, d); ``profiles`` maps (I, M * d) to the users' (U, M * d)."""
+        items = F.normalize(self.projection(), dim=2)
+        n_items, modalities, d = items.shape
+        users = profiles(items.flatten(1)).view(-1, modalities, d)
+        x = torch.cat([users, items])
+        if self.recursions:
+            x = recursive_cross_modal_attention(
+                x, self.w_joint, self.b_joint, self.w_attend, self.w_out, self.recursions
+            )
+        refined = F.normalize(torch.addmm(self.b_refined, x.flatten(1), self.w_refined))
+        return refined[:-n_items], refined[-n_items:]
+
+
+class CRANE(Recommender):
+    """Two halves, added: behaviour embeddings over the user-item graph, semantic ones over the item-item graph.
+
+    With E the initial embeddings, S the semantic graph and P the users' profiles (means over their items):
+
+    - behaviour: mean of E, Â E, ..., Â^L E over the pruned user-item graph;
+    - semantic: S E_item for items, P S E_item for users;
+    - refined: features of users and items after recursive cross-modal attention, as unit vectors z.
+
+    score(u, i) = <behaviour_u + w_p semantic_u, behaviour_i + semantic_i> + w_f <z_u, z_i>. Features thus decide along
+    which edges embeddings travel, and add a bounded term. In training, a profile leaves out the pairs of its batch:
+    with them, a user's profile would hold the very item to be predicted.
+    """
+
+    config_class: ClassVar[type[Any]] = CRANEConfig
+    training_defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 5e-3,
+        "schedule": "step",
+        "decay_factor": 0.97,
+        "decay_epochs": 1,
+        "epochs": 40,
+        "eval_every": 1,
+        "patience": 8,
+    }
+
+    def __init__(self, dataset: Dataset, config: CRANEConfig, generator: torch.Generator) -> None:
+        super().__init__(dataset, config, generator)
+        self.config = config
+        self.n_users = dataset.n_users
+        self.user_embedding = embedding_table(dataset.n_users, config.dim, generator)
+        self.item_embedding = embedding_table(dataset.n_items, config.dim, generator)
+        self.interactions = dataset.graph("train")
+        self.register_buffer("degrees", self.interactions.degrees(), persistent=False)
+        self.graph = self.interactions.bipartite().normalize("symmetric")
+        self.epoch_graph = self.graph
+        self.item_graph = semantic_graph(item_features(dataset, "CRANE"), config.neighbours, config.image_weight)
+        refines = config.feature_weight > 0 and config.profile_weight > 0
+        self.refinement = Refinement(dataset, config, generator) if refines else None
+
+    def begin_epoch(self, generator: np.random.Generator) -> None:
+        if self.config.edge_keep < 1:
+            kept = prune_edges(self.interactions, self.config.edge_keep, generator)
+            self.epoch_graph = kept.bipartite().normalize("symmetric")
+
+    def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Loss:
+        batch = Batch(users, positives, negatives)
+        initial = torch.cat([self.user_embedding, self.item_embedding])
+        views = self._views(self.epoch_graph, initial, batch)
+        parts = {"bpr": bpr_loss(*self._scored(views), *batch)}
+        if self.config.contrastive_weight:
+            parts["contrastive"] = self.config.contrastive_weight * self._contrast(views, batch)
+        if self.config.l2:
+            rows = torch.cat([users, positives + self.n_users, negatives + self.n_users])
+            parts["l2"] = self.config.l2 * half_squared_norm(initial.index_select(0, rows)) / len(users)
+        return Loss(torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()})
+
+    @torch.no_grad()
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        initial = torch.cat([self.user_embedding, self.item_embedding])
+        return self._scored(self._views(self.graph, initial, None))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = [{"params": [self.user_embedding, self.item_embedding]}]
+        if self.refinement is not None:
+            # Adam moves weights that all rows share much faster than the embedding of one user or item.
+            groups.append({"params": list(self.refinement.parameters()), "lr_scale": self.config.feature_lr_scale})
+        return groups
+
+    def _views(self, graph: Any, initial: Tensor, batch: Batch | None) -> Views:
+        nodes = propagate(graph, initial, self.config.layers)
+        item_semantic = spmm(self.item_graph, initial[self.n_users :])
+        user_semantic = self._profiles(item_semantic, batch) if self.config.profile_weight else None
+        refined = (None, None)
+        if self.refinement is not None:
+            refined = self.refinement(lambda items: self._profiles(items, batch))
+        return Views(nodes[: self.n_users], nodes[self.n_users :], user_semantic, item_semantic, *refined)
+
+    def _profiles(self, items: Tensor, batch: Batch | None) -> Tensor:
+        """Each user's mean over the rows of their training items, without the pairs of ``batch``: (I, w) to (U, w)."""
+        total, count = spmm(self.interactions, items), self.degrees
+        if batch is not None:
+            total = total.index_add(0, batch.users, items.index_select(0, batch.positives), alpha=-1)
+            count = count - torch.bincount(batch.users, minlength=self.n_users)
+        return total / count.clamp_min(1)[:, None]
+
+    def _scored(self, views: Views) -> tuple[Tensor, Tensor]:
+        """Embeddings whose dot products are the scores; refined features lie beside the rest."""
+        user, item = views.user_behaviour, views.item_behaviour + views.item_semantic
+        if views.user_semantic is not None:
+            user = user + self.config.profile_weight * views.user_semantic
+        if views.user_refined is None or views.item_refined is None:
+            return user, item
+        share = math.sqrt(self.config.feature_weight)
+        return torch.cat([user, share * views.user_refined], 1), torch.cat([item, share * views.item_refined], 1)
+
+    def _contrast(self, views: Views, batch: Batch) -> Tensor:
+        """InfoNCE between the behaviour and semantic views of the batch's items, and of its users."""
+        items, users = batch.positives.unique(), batch.users.unique()
+        loss = self._info_nce(views.item_behaviour, views.item_semantic, items)
+        if views.user_semantic is not None:
+            loss = loss + self._info_nce(views.user_behaviour, views.user_semantic, users)
+        return loss
+
+    def _info_nce(self, a: Tensor, b: Tensor, rows: Tensor) -> Tensor:
+        return info_nce(a.index_select(0, rows), b.index_select(0, rows), self.config.temperature)
+
+
+def _normal(generator: torch.Generator, *shape: int, gain: float = 1.0) -> nn.Parameter:
+    """Normal weights of standard deviation gain / sqrt(d), where d is the last size."""
+    return nn.Parameter(torch.randn(*shape, generator=generator) * (gain / math.sqrt(shape[-1])))

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from crane.files import write_text
+from crane.training.checkpoint import Checkpoints, TrainingState
+
+
+def trained(steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.ones(4, 3)).square().sum().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c")
+    model, optimizer = trained(3)
+    state = TrainingState(data="d", epoch=3, best_epoch=3, best_value=1 / 3, evaluations_since_best=2, test={"x": 0.1})
+    checkpoints.save(state, model, optimizer)
+    assert checkpoints.load_state() == state
+    other, other_optimizer = trained(0)
+    checkpoints.load_weights(3, other)
+    checkpoints.load_optimizer(3, other, other_optimizer)
+    for m, o in ((model, optimizer), (other, other_optimizer)):
+        o.zero_grad()
+        m(torch.ones(4, 3)).square().sum().backward()
+        o.step()
+    assert torch.equal(model.weight, other.weight)
+    assert torch.equal(model.bias, other.bias)
+
+
+def test_only_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    model, optimizer = trained(1)
+    for epoch, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
+        checkpoints.save(TrainingState(data="d", epoch=epoch, best_epoch=best), model, optimizer)
+    names = ["optimizer-000004.safetensors", "state.json", "weights-000002.safetensors", "weights-000004.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_no_checkpoint_is_no_state(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "none").load_state() is None
+
+
+@pytest.mark.parametrize("content", ["{", '{"epoch": 1}', '{"data": "d", "color": 1}', "[]", "3"])
+def test_a_damaged_state_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(ValueError, match=r"state\.json is damaged"):
+        Checkpoints(tmp_path).load_state()
+
+
+def test_missing_and_damaged_weights_are_refused(tmp_path: Path) -> None:
+    model, _ = trained(0)
+    with pytest.raises(ValueError, match=r"weights-000007\.safetensors is missing"):
+        Checkpoints(tmp_path).load_weights(7, model)
+    (tmp_path / "weights-000007.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"weights-000007\.safetensors cannot be read"):
+        Checkpoints(tmp_path).load_weights(7, model)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    Checkpoints(tmp_path).save(TrainingState(data="d", epoch=1, best_epoch=1), model, optimizer)
+    with pytest.raises(ValueError, match="does not fit the model"):
+        Checkpoints(tmp_path).load_weights(1, nn.Linear(5, 2))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a", "new \ud800")
+    assert (tmp_path / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
