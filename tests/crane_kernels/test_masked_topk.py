@@ -5,8 +5,18 @@ import math
 import pytest
 import torch
 
-from crane_kernels import Graph, masked_topk
+from crane_kernels import Graph, extension, masked_topk, use_implementation
 from crane_kernels.masked_topk import reference
+
+
+@pytest.fixture(params=["reference", "cpp"], autouse=True)
+def _implementation(request):
+    """Run every test on both implementations."""
+    reason = extension.missing() if request.param == "cpp" else None
+    if reason is not None:
+        pytest.skip(reason)
+    with use_implementation(masked_topk=request.param):
+        yield
 
 
 def tables(n_users, n_items, d, seed=0):
@@ -60,10 +70,11 @@ def test_all_scores_equal():
 def test_blocks_change_nothing(monkeypatch):
     user, item = tables(31, 20, 3)
     seen = random_graph(31, 20, 0.4)
-    whole = masked_topk(user, item, seen, 6)
+    whole = masked_topk(user, item, seen, 6, implementation="reference")
     for entries in (1, 60, 250):
         monkeypatch.setattr(reference, "BLOCK_ENTRIES", entries)
-        assert all(torch.equal(a, b) for a, b in zip(masked_topk(user, item, seen, 6), whole, strict=True))
+        parts = masked_topk(user, item, seen, 6, implementation="reference")
+        assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))
 
 
 @pytest.mark.parametrize(("n_users", "n_items"), [(0, 4), (4, 0), (0, 0)])
@@ -82,7 +93,7 @@ def test_stored_zeros_count_as_seen():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_dtype_of_scores_and_no_gradient(dtype):
     user, item = (table.to(dtype).requires_grad_() for table in tables(3, 4, 2))
-    scores, _ = masked_topk(user, item, None, 2)
+    scores, _ = masked_topk(user, item, None, 2, implementation="reference")
     assert scores.dtype == dtype
     assert not scores.requires_grad
 

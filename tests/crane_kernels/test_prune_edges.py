@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from crane_kernels import Graph, prune_edges
+from crane_kernels import Graph, extension, prune_edges, use_implementation
+
+
+@pytest.fixture(params=["reference", "cpp"], autouse=True)
+def _implementation(request):
+    """Run every test on both implementations."""
+    reason = extension.missing() if request.param == "cpp" else None
+    if reason is not None:
+        pytest.skip(reason)
+    with use_implementation(prune_edges=request.param):
+        yield
 
 
 def interactions(n_users=30, n_items=20, density=0.3):

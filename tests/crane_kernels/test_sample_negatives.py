@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from crane_kernels import Graph, sample_negatives
+from crane_kernels import Graph, extension, sample_negatives, use_implementation
+
+
+@pytest.fixture(params=["reference", "cpp"], autouse=True)
+def _implementation(request):
+    """Run every test on both implementations."""
+    reason = extension.missing() if request.param == "cpp" else None
+    if reason is not None:
+        pytest.skip(reason)
+    with use_implementation(sample_negatives=request.param):
+        yield
 
 
 def graph_of(positives, n_items):
