@@ -28,6 +28,9 @@ class LightGCN(nn.Module):
         ego = torch.cat([self.user_embedding.weight, self.item_embedding.weight], dim=0)
         return average_layers(self.adjacency, ego, self.layers, self.n_users)
 
+    def begin_epoch(self) -> None:
+        """Nothing changes from epoch to epoch."""
+
     def calculate_loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
         """BPR over the final embeddings and L2 over the initial ones."""
         user, item = self.forward()

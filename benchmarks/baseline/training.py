@@ -14,6 +14,10 @@ from torch import Tensor
 class Model(Protocol):
     """What :func:`train_epoch` asks of a model."""
 
+    def begin_epoch(self) -> None:
+        """Draw what is random in an epoch."""
+        ...
+
     def calculate_loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
         """Loss of a batch of triples, each (B,) int64."""
         ...
@@ -57,6 +61,7 @@ class Sampler:
 
 def train_epoch(model: Model, optimizer: torch.optim.Optimizer, sampler: Sampler) -> float:
     """Take one optimiser step for each batch; the mean loss."""
+    model.begin_epoch()
     total, batches = 0.0, 0
     for users, positives, negatives in sampler:
         optimizer.zero_grad()
