@@ -16,7 +16,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # safetensors makes its files unreadable for everybody else
         _sync(temporary, os.O_RDWR)
         os.replace(temporary, path)
     except BaseException:

@@ -17,6 +17,7 @@ _COMMAND_IN_A_FORK = """
 import os, random, signal, sys, time
 from pathlib import Path
 import matplotlib.figure
+import torch._dynamo  # imported by the first optimiser
 import crane.cli.train
 from crane.cli import main
 
