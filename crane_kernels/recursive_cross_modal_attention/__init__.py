@@ -21,6 +21,7 @@ def recursive_cross_modal_attention(
     w_out: Tensor,
     recursions: int,
     scale: float | None = None,
+    rows: Tensor | None = None,
     *,
     implementation: str | None = None,
 ) -> Tensor:
@@ -42,14 +43,16 @@ def recursive_cross_modal_attention(
         w_out: V_m, (M, d, d).
         recursions: number of recursions, at least 0 (which returns ``x``).
         scale: factor within the tanh, above zero; None: 1 / sqrt(d * N), so that its effect does not change with N.
+        rows: (n,) int64 or int32 rows of the result that are wanted, in any order and number; None: all. The other rows
+            still take part in the sums, but the last recursion computes nothing else of them.
         implementation: serve the call by this one (see :mod:`crane_kernels.dispatch`).
 
     Returns:
-        (N, M, d), dtype of ``x``.
+        (N, M, d), or (n, M, d) with ``rows``; dtype of ``x``.
 
     Raises:
         TypeError: an argument is no dense floating-point tensor, or not of the dtype of ``x``, or no number.
-        ValueError: a shape, a device, ``recursions`` or ``scale`` is out of order.
+        ValueError: a shape, a device, ``recursions``, ``scale`` or (looked for on the CPU alone) a row is out of order.
         RuntimeError: the requested implementation cannot serve the call.
     """
     n, modalities, d = checks.tensor("x", x, 3).shape
@@ -61,7 +64,19 @@ def recursive_cross_modal_attention(
     checks.beside("w_out", w_out, (modalities, d, d), x, "x")
     checks.integer("recursions", recursions, 0)
     factor = 1 / math.sqrt(d * max(n, 1)) if scale is None else checks.positive("scale", scale)
+    if rows is not None:
+        checks.indices("rows", rows, n, "the rows of x")
+        checks.same_device("rows", rows, x.device, "x")
     result: Tensor = dispatch.call(
-        "recursive_cross_modal_attention", implementation, x, w_joint, b_joint, w_attend, w_out, recursions, factor
+        "recursive_cross_modal_attention",
+        implementation,
+        x,
+        w_joint,
+        b_joint,
+        w_attend,
+        w_out,
+        recursions,
+        factor,
+        rows,
     )
     return result

@@ -12,7 +12,14 @@ from torch import Tensor
 
 
 def direct_form(
-    x: Tensor, w_joint: Tensor, b_joint: Tensor, w_attend: Tensor, w_out: Tensor, recursions: int, scale: float
+    x: Tensor,
+    w_joint: Tensor,
+    b_joint: Tensor,
+    w_attend: Tensor,
+    w_out: Tensor,
+    recursions: int,
+    scale: float,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """The formulas as they are written, with the joint latent features E (N, d) of each recursion in memory."""
     n, modalities, d = x.shape
@@ -22,22 +29,34 @@ def direct_form(
         projected = torch.einsum("nmd,mde->nme", x, w_attend)
         attended = torch.relu(torch.einsum("nmd,mde->nme", projected, correlation))
         x = x + torch.einsum("nmd,mde->nme", attended, w_out)
-    return x
+    return x if rows is None else x.index_select(0, rows)
 
 
 def gram_form(
-    x: Tensor, w_joint: Tensor, b_joint: Tensor, w_attend: Tensor, w_out: Tensor, recursions: int, scale: float
+    x: Tensor,
+    w_joint: Tensor,
+    b_joint: Tensor,
+    w_attend: Tensor,
+    w_out: Tensor,
+    recursions: int,
+    scale: float,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """The same from the Gram matrix of X = [X_1 | ... | X_M], so that E never exists.
 
     X_m^T E = (X_m^T X) W_E + (X_m^T 1) b_E^T, and W_m C_m is a d x d product: a recursion is one small d x d
-    computation and one pass over the rows, X_m <- X_m + relu(X_m B_m) V_m with B_m = W_m C_m.
+    computation and one pass over the rows, X_m <- X_m + relu(X_m B_m) V_m with B_m = W_m C_m. Where only some ``rows``
+    are wanted, the last pass is over them alone.
     """
     features = x.unbind(1)
-    for _ in range(recursions):
+    if recursions == 0 and rows is not None:
+        return x.index_select(0, rows)
+    for recursion in range(recursions):
         gram, sums = _Moments.apply(*features)  # type: ignore[no-untyped-call]
         correlation = torch.tanh((gram @ w_joint + sums[:, None] * b_joint) * scale).view_as(w_attend)
         mixed = w_attend @ correlation
+        if rows is not None and recursion == recursions - 1:
+            features = tuple(feature.index_select(0, rows) for feature in features)
         features = tuple(
             torch.addmm(feature, torch.relu_(feature @ mixed[m]), w_out[m]) for m, feature in enumerate(features)
         )

@@ -59,6 +59,31 @@ def test_gram_and_direct_form_are_equal_with_their_gradients(n, modalities, recu
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: name + text)
 
 
+@pytest.mark.parametrize("recursions", [0, 1, 3])
+@pytest.mark.parametrize("rows", [[], [4], [5, 0, 5, 66]])
+def test_wanted_rows_are_those_of_the_whole_with_their_gradients(recursions, rows):
+    tensors, wanted = inputs(67, 2, 6), torch.tensor(rows, dtype=torch.int64)
+    tensors = tensors if recursions else tensors[:1]
+
+    def whole(x, *weights):
+        return recursive_cross_modal_attention(x, *(weights or inputs(1, 2, 6)[1:]), recursions)[wanted]
+
+    for function in (reference.gram_form, reference.direct_form):
+
+        def some(x, *weights, function=function):
+            return function(x, *(weights or inputs(1, 2, 6)[1:]), recursions, 1 / math.sqrt(6 * 67), wanted)
+
+        for found, expected in zip(
+            value_and_gradients(some, tensors), value_and_gradients(whole, tensors), strict=True
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_refuses_rows_out_of_range():
+    with pytest.raises(ValueError, match=r"^rows: found index 3, expected 0 to 2, the rows of x$"):
+        recursive_cross_modal_attention(*inputs(3, 2, 4), 1, rows=torch.tensor([0, 3]))
+
+
 @pytest.mark.parametrize("modalities", [1, 2, 3])
 def test_equals_the_formulas_row_by_row(modalities):
     tensors = inputs(5, modalities, 4)
