@@ -17,6 +17,7 @@ from crane.data import Dataset
 from crane.models.base import Loss, Recommender, embedding_table, half_squared_norm
 from crane.models.features import FeatureProjection, item_features, semantic_graph
 from crane_kernels import (
+    Graph,
     bpr_loss,
     info_nce,
     propagate,
@@ -142,15 +143,16 @@ class CRANE(Recommender):
     with them, a user's profile would hold the very item to be predicted.
     """
 
+    degrees: Tensor
     config_class: ClassVar[type[Any]] = CRANEConfig
     training_defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 5e-3,
         "schedule": "step",
-        "decay_factor": 0.97,
+        "decay_factor": 0.85,
         "decay_epochs": 1,
-        "epochs": 40,
+        "epochs": 20,
         "eval_every": 1,
-        "patience": 8,
+        "patience": 5,
     }
 
     def __init__(self, dataset: Dataset, config: CRANEConfig, generator: torch.Generator) -> None:
@@ -165,7 +167,7 @@ class CRANE(Recommender):
         self.epoch_graph = self.graph
         self.item_graph = semantic_graph(item_features(dataset, "CRANE"), config.neighbours, config.image_weight)
         refines = config.feature_weight > 0 and config.profile_weight > 0
-        self.refinement = Refinement(dataset, config, generator) if refines else None
+        self.refinement: Refinement | None = Refinement(dataset, config, generator) if refines else None
 
     def begin_epoch(self, generator: np.random.Generator) -> None:
         if self.config.edge_keep < 1:
@@ -196,7 +198,7 @@ class CRANE(Recommender):
             groups.append({"params": list(self.refinement.parameters()), "lr_scale": self.config.feature_lr_scale})
         return groups
 
-    def _views(self, graph: Any, initial: Tensor, batch: Batch | None) -> Views:
+    def _views(self, graph: Graph, initial: Tensor, batch: Batch | None) -> Views:
         nodes = propagate(graph, initial, self.config.layers)
         item_semantic = spmm(self.item_graph, initial[self.n_users :])
         user_semantic = self._profiles(item_semantic, batch) if self.config.profile_weight else None
@@ -225,7 +227,7 @@ class CRANE(Recommender):
 
     def _contrast(self, views: Views, batch: Batch) -> Tensor:
         """InfoNCE between the behaviour and semantic views of the batch's items, and of its users."""
-        items, users = batch.positives.unique(), batch.users.unique()
+        items, users = torch.unique(batch.positives), torch.unique(batch.users)
         loss = self._info_nce(views.item_behaviour, views.item_semantic, items)
         if views.user_semantic is not None:
             loss = loss + self._info_nce(views.user_behaviour, views.user_semantic, users)

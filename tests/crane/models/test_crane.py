@@ -1,0 +1,226 @@
+"""CRANE against its formulas written out, its parts one by one, and its training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crane.data import Dataset
+from crane.models import CRANE
+from crane.models.crane import CRANEConfig
+from crane_kernels.recursive_cross_modal_attention.reference import direct_form
+
+MakeDataset = Callable[..., Dataset]
+BATCH = 16
+
+
+def _model(dataset: Dataset, **settings: Any) -> CRANE:
+    return CRANE(dataset, CRANEConfig(**{"dim": 8, "neighbours": 4, **settings}), torch.Generator().manual_seed(0))
+
+
+def _batch(dataset: Dataset, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    order = torch.from_numpy(np.random.default_rng(1).permutation(len(dataset.train)))[start : start + BATCH]
+    users, positives = torch.from_numpy(dataset.train.users)[order], torch.from_numpy(dataset.train.items)[order]
+    return users, positives, (positives + 7) % dataset.n_items
+
+
+def _train(model: CRANE, dataset: Dataset, steps: int = 60) -> list[float]:
+    optimizer = torch.optim.Adam([{"params": group["params"]} for group in model.parameter_groups()], lr=0.02)
+    model.begin_epoch(np.random.default_rng(0))
+    losses = []
+    for step in range(steps):
+        loss = model.loss(*_batch(dataset, step % 10 * BATCH)).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def _written_out(model: CRANE, dataset: Dataset, adjacency: Tensor, interactions: Tensor) -> Tensor:
+    """All scores (U, I), dense: ``adjacency`` is the user-item graph's matrix, ``interactions`` the profiles'."""
+    config, refinement = model.config, model.refinement
+    assert refinement is not None
+    initial = torch.cat([model.user_embedding, model.item_embedding])
+    zeros = [torch.zeros(n, n, dtype=initial.dtype) for n in adjacency.shape]
+    square = torch.cat([torch.cat([zeros[0], adjacency], 1), torch.cat([adjacency.T, zeros[1]], 1)])
+    root = square.sum(1).clamp_min(1e-30).rsqrt()
+    normalised = root[:, None] * square * root
+    behaviour = torch.stack([torch.matrix_power(normalised, layer) @ initial for layer in range(3)]).mean(0)
+    profile = interactions / interactions.sum(1, keepdim=True).clamp_min(1)
+    semantic = model.item_graph.to_dense().to(initial.dtype) @ model.item_embedding
+    items = F.normalize(refinement.projection(), dim=2)
+    users = torch.einsum("ui,imd->umd", profile, items)
+    x = torch.cat([users, items])
+    scale = 1 / (x.shape[0] * x.shape[2]) ** 0.5
+    r = refinement
+    x = direct_form(x, r.w_joint, r.b_joint, r.w_attend, r.w_out, config.recursions, scale)
+    z = F.normalize(x.flatten(1) @ r.w_refined + r.b_refined)
+    n_users = dataset.n_users
+    user = behaviour[:n_users] + config.profile_weight * profile @ semantic
+    return user @ (behaviour[n_users:] + semantic).T + config.feature_weight * z[:n_users] @ z[n_users:].T
+
+
+def test_scores_are_the_written_out_formulas(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset("image", "text")
+    model = _model(dataset).double()
+    user, item = model.embeddings()
+    interactions = dataset.graph("train").to_dense().double()
+    torch.testing.assert_close(user @ item.T, _written_out(model, dataset, interactions, interactions).detach())
+
+
+def test_training_scores_use_the_pruned_graph_and_leave_the_batch_out_of_profiles(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset("image", "text")
+    model = _model(dataset, contrastive_weight=0.0, l2=0.0).double()
+    model.begin_epoch(np.random.default_rng(3))
+    users, positives, negatives = _batch(dataset)
+    pruned = model.epoch_graph.to_dense()[: dataset.n_users, dataset.n_users :].gt(0).double()
+    interactions = dataset.graph("train").to_dense().double()
+    assert 0 < pruned.sum() < interactions.sum() / 4
+    interactions[users, positives] = 0
+    scores = _written_out(model, dataset, pruned, interactions)
+    expected = F.softplus(scores[users, negatives] - scores[users, positives]).mean()
+    torch.testing.assert_close(model.loss(users, positives, negatives).total, expected)
+
+
+def test_contrastive_and_l2_parts(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset("text")
+    model = _model(dataset, contrastive_weight=0.5, temperature=0.3, l2=0.1).double()
+    users, positives, negatives = _batch(dataset)
+    parts = model.loss(users, positives, negatives).parts
+    initial = [model.user_embedding[users], model.item_embedding[positives], model.item_embedding[negatives]]
+    norms = torch.stack([x.square().sum() for x in initial]).sum()
+    torch.testing.assert_close(parts["l2"], 0.1 * norms.detach() / (2 * BATCH))
+    initial_nodes = torch.cat([model.user_embedding, model.item_embedding])
+    dense = model.graph.to_dense()
+    behaviour = (initial_nodes + dense @ initial_nodes + dense @ dense @ initial_nodes) / 3
+    semantic = model.item_graph.to_dense().double() @ model.item_embedding
+    interactions = dataset.graph("train").to_dense().double()
+    interactions[users, positives] = 0
+    profiles = interactions @ semantic / interactions.sum(1, keepdim=True).clamp_min(1)
+    expected = torch.zeros((), dtype=torch.float64)
+    for a, b, rows in (
+        (behaviour[dataset.n_users :], semantic, positives.unique()),
+        (behaviour[: dataset.n_users], profiles, users.unique()),
+    ):
+        cosines = F.normalize(a[rows]) @ F.normalize(b[rows]).T
+        expected = expected + F.cross_entropy(cosines / 0.3, torch.arange(len(rows)))
+    torch.testing.assert_close(parts["contrastive"], 0.5 * expected.detach())
+
+
+@pytest.mark.parametrize("modalities", [["text"], ["image", "text", "audio"], ["image", "text", "audio", "video"]])
+def test_any_number_of_modalities_trains(make_dataset: MakeDataset, modalities: list[str]) -> None:
+    dataset = make_dataset(*modalities)
+    losses = _train(_model(dataset), dataset)
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize(
+    "off",
+    ["layers", "neighbours", "profile_weight", "recursions", "feature_weight", "contrastive_weight", "l2"],
+)
+def test_each_part_switches_off_and_the_rest_trains(make_dataset: MakeDataset, off: str) -> None:
+    dataset = make_dataset("image", "text")
+    model = _model(dataset, **{off: 0})
+    whole = _model(dataset)
+    losses = _train(model, dataset)
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+    batch = _batch(dataset)
+    assert float(model.loss(*batch).total) != float(whole.loss(*batch).total)
+
+
+def test_switched_off_refinement_has_no_weights(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset("image", "text")
+    assert _model(dataset, feature_weight=0.0).refinement is None
+    assert _model(dataset, profile_weight=0.0).refinement is None
+    assert not [name for name, _ in _model(dataset, recursions=0).named_parameters() if "attend" in name]
+
+
+def test_without_pruning_the_epoch_graph_is_the_whole_graph(make_dataset: MakeDataset) -> None:
+    model = _model(make_dataset("text"), edge_keep=1.0)
+    model.begin_epoch(np.random.default_rng(0))
+    assert model.epoch_graph is model.graph
+
+
+def test_epoch_graph_follows_from_the_generator(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset("text")
+    one, other = _model(dataset), _model(dataset)
+    one.begin_epoch(np.random.default_rng(1))
+    first = one.epoch_graph.to_dense()
+    one.begin_epoch(np.random.default_rng(2))
+    other.begin_epoch(np.random.default_rng(2))
+    assert not torch.equal(one.epoch_graph.to_dense(), first)
+    assert torch.equal(one.epoch_graph.to_dense(), other.epoch_graph.to_dense())
+
+
+def test_initial_weights_follow_from_the_generator(make_dataset: MakeDataset) -> None:
+    one, other = _model(make_dataset("image", "text")), _model(make_dataset("image", "text"))
+    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_raw_features_train_only_where_asked(make_dataset: MakeDataset, trainable: bool) -> None:
+    dataset = make_dataset("image", "text")
+    model = _model(dataset, trainable_features=trainable)
+    before = torch.from_numpy(dataset.features["text"]).clone()
+    _train(model, dataset, steps=5)
+    assert model.refinement is not None
+    assert torch.equal(model.refinement.projection.raw_1.detach(), before) is not trainable
+    np.testing.assert_array_equal(dataset.features["text"], before.numpy())
+    assert ("refinement.projection.raw_1" in model.state_dict()) is trainable
+
+
+def test_parameter_groups_hold_every_parameter_once_and_slow_the_shared_ones(make_dataset: MakeDataset) -> None:
+    model = _model(make_dataset("image", "text"), feature_lr_scale=0.5)
+    embeddings, refinement = model.parameter_groups()
+    held = [id(parameter) for group in (embeddings, refinement) for parameter in group["params"]]
+    assert sorted(held) == sorted(id(parameter) for parameter in model.parameters())
+    assert refinement["lr_scale"] == 0.5
+    assert {id(p) for p in embeddings["params"]} == {id(model.user_embedding), id(model.item_embedding)}
+
+
+def test_every_parameter_gets_a_gradient(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset("image", "text")
+    model = _model(dataset, trainable_features=True)
+    model.loss(*_batch(dataset)).total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_user_whose_only_item_is_in_the_batch_has_an_empty_profile_and_a_finite_loss() -> None:
+    dataset = _one_item_each()
+    model = _model(dataset)
+    users = torch.from_numpy(dataset.train.users)
+    loss = model.loss(users, torch.from_numpy(dataset.train.items), (users + 1) % 4).total
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def _one_item_each() -> Dataset:
+    from crane.data import Interactions
+
+    features = {"text": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)}
+    each, none = np.arange(4), np.arange(0)
+    empty = Interactions.from_pairs(none, none)
+    return Dataset("singles", each, each, Interactions.from_pairs(each, each), empty, empty, features=features)
+
+
+def test_features_are_required(make_dataset: MakeDataset) -> None:
+    with pytest.raises(ValueError, match=r"^CRANE needs item features, and the data set groups has none"):
+        _model(make_dataset())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("edge_keep", 0.0), ("edge_keep", 1.5), ("recursions", -1), ("temperature", 0.0), ("image_weight", 2.0)],
+)
+def test_settings_out_of_range_are_refused_by_name(setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{setting} must be"):
+        CRANEConfig(**{setting: value})  # type: ignore[arg-type]
