@@ -344,7 +344,7 @@ class Graph:
 
     def to_torch(self) -> Tensor:
         """A as a torch sparse CSR tensor with int64 indices."""
-        return torch.sparse_csr_tensor(self._rowptr, self._col.long(), self._value, self._shape)
+        return torch.sparse_csr_tensor(self._rowptr, self._col.long(), self._value, self._shape, check_invariants=False)
 
 
 def _index_dtype(n: int) -> torch.dtype:
@@ -358,12 +358,17 @@ def _shape(shape: Sequence[int]) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
+def _tensor(values: Indices | Values) -> Tensor:
+    """Tensors as they are, arrays in their dtype, sequences as ``torch.tensor`` has it (floats become float32)."""
+    return torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else torch.as_tensor(values)
+
+
 def _indices(name: str, values: Indices) -> Tensor:
     """``values`` as a one-dimensional int64 tensor."""
-    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    tensor = _tensor(values)
     if tensor.numel() == 0:
         tensor = tensor.to(torch.int64)
-    if tensor.dtype in (torch.bool,) or tensor.is_floating_point() or tensor.is_complex():
+    if tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():
         raise TypeError(f"{name}: found dtype {tensor.dtype}, expected integers")
     if tensor.dim() != 1:
         raise ValueError(f"{name}: found shape {tuple(tensor.shape)}, expected one dimension")
@@ -374,7 +379,7 @@ def _values(values: Values | None, col: Tensor) -> Tensor:
     """``values`` as a contiguous floating-point tensor beside ``col``; integers become float32."""
     if values is None:
         return torch.ones(col.numel(), dtype=torch.float32, device=col.device)
-    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    tensor = _tensor(values)
     if tensor.is_complex():
         raise TypeError(f"value: found dtype {tensor.dtype}, expected real numbers")
     if tensor.dtype not in checks.FLOATING:
@@ -429,9 +434,7 @@ def _expand(rowptr: Tensor, nnz: int | None = None) -> Tensor:
 
 def _count_rows(row: Tensor, n_rows: int) -> Tensor:
     """Row pointer of sorted row indices: (n_rows + 1,) int64."""
-    rowptr = torch.zeros(n_rows + 1, dtype=torch.int64, device=row.device)
-    torch.cumsum(torch.bincount(row, minlength=n_rows), 0, out=rowptr[1:])
-    return rowptr
+    return torch.searchsorted(row, torch.arange(n_rows + 1, device=row.device))
 
 
 def _sort_and_sum(row: Tensor, col: Tensor, value: Tensor, n_cols: int) -> tuple[Tensor, Tensor, Tensor]:

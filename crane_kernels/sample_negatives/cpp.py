@@ -1,4 +1,4 @@
-"""``sample_negatives`` with the search for the drawn items compiled; the draws are the reference's, so the items too."""
+"""``sample_negatives`` with the search for the drawn items compiled; draws and items are the reference's."""
 
 from __future__ import annotations
 

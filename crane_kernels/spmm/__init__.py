@@ -7,17 +7,18 @@ from torch import Tensor
 from crane_kernels import checks, dispatch, extension
 from crane_kernels.dispatch import Implementation
 from crane_kernels.graph import Graph
-from crane_kernels.spmm import cpp, reference
+from crane_kernels.spmm import cpp, cuda, reference
 
 dispatch.register(
     "spmm",
+    Implementation("cuda", cuda.spmm, missing=extension.cuda_missing, refuses=cuda.refuses),
     Implementation("cpp", cpp.spmm, missing=extension.missing, refuses=cpp.refuses),
     Implementation("reference", reference.spmm),
 )
 
 
 def spmm(graph: Graph, x: Tensor, *, implementation: str | None = None) -> Tensor:
-    """Multiply the sparse matrix A of ``graph`` by the dense matrix ``x``: y[i] = sum over edges (i, j) of A[i, j] x[j].
+    """Multiply the sparse matrix A of ``graph`` by the dense ``x``: y[i] = sum over edges (i, j) of A[i, j] x[j].
 
     Differentiable in ``x``; nothing is saved for backward but the graph, whose transpose it multiplies by.
 

@@ -25,7 +25,7 @@ def refuses(graph: Graph, x: Tensor, *_: Any) -> str | None:
 
 
 def arrays(graph: Graph, x: Tensor) -> tuple[Tensor | None, ...]:
-    """Rowptr, col, value of A in the dtype of ``x``, then of its transpose, or None three times if no backward comes."""
+    """Rowptr, col, value of A in the dtype of ``x``, then of its transpose, or None where no backward comes."""
     graph = graph.to(x.dtype)
     forward = graph.rowptr, graph.col, graph.value
     if not (torch.is_grad_enabled() and x.requires_grad):

@@ -31,7 +31,8 @@ Isa select() {
     if (isa_name(isa) == std::string(wanted)) return isa;
     names += std::string(names.empty() ? "" : ", ") + isa_name(isa);
   }
-  throw std::invalid_argument("CRANE_ISA: found '" + std::string(wanted) + "', expected one this machine runs: " + names);
+  throw std::invalid_argument("CRANE_ISA: found '" + std::string(wanted) +
+                              "', expected one this machine runs: " + names);
 }
 
 }  // namespace

@@ -21,25 +21,25 @@ Isa selected_isa();
 
 // Declares `const Table& name()` in every instruction set's namespace, and crane::name() that picks one of them.
 #if defined(CRANE_X86)
-#define CRANE_KERNEL_TABLE(Table, name)     \
-  namespace baseline {                      \
-  const Table& name();                      \
-  }                                         \
-  namespace avx2 {                          \
-  const Table& name();                      \
-  }                                         \
-  namespace avx512 {                        \
-  const Table& name();                      \
-  }                                         \
-  inline const Table& name() {              \
-    switch (selected_isa()) {               \
-      case Isa::kAvx512:                    \
-        return avx512::name();              \
-      case Isa::kAvx2:                      \
-        return avx2::name();                \
-      default:                              \
-        return baseline::name();            \
-    }                                       \
+#define CRANE_KERNEL_TABLE(Table, name) \
+  namespace baseline {                  \
+  const Table& name();                  \
+  }                                     \
+  namespace avx2 {                      \
+  const Table& name();                  \
+  }                                     \
+  namespace avx512 {                    \
+  const Table& name();                  \
+  }                                     \
+  inline const Table& name() {          \
+    switch (selected_isa()) {           \
+      case Isa::kAvx512:                \
+        return avx512::name();          \
+      case Isa::kAvx2:                  \
+        return avx2::name();            \
+      default:                          \
+        return baseline::name();        \
+    }                                   \
   }
 #else
 #define CRANE_KERNEL_TABLE(Table, name) \

@@ -16,11 +16,9 @@ constexpr int kMaxVectors = 16;
 constexpr int kMaxVectors = 8;
 #endif
 
-// How many edges ahead rows of x are prefetched.
-#ifndef CRANE_PREFETCH
-#define CRANE_PREFETCH 12
-#endif
-constexpr int64_t kAhead = CRANE_PREFETCH;
+// How many edges ahead rows of x are prefetched: measured, 12 to 24 are alike, 4 and 32 lose, none costs half the
+// speed.
+constexpr int64_t kAhead = 16;
 
 template <typename T, typename Index>
 struct Edges {

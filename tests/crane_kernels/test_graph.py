@@ -1,0 +1,197 @@
+"""``Graph``: construction from every format, refusals, transposition, normalisation."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from graphs import GRAPHS, random_graph
+
+from crane_kernels import Graph
+
+DENSE = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 3.0]])
+EDGES = {"row": [1, 0, 1], "col": [2, 1, 0], "value": [3.0, 2.0, 1.0], "shape": (2, 3)}
+
+
+def test_from_edges_sorts() -> None:
+    graph = Graph.from_edges(**EDGES)
+    assert graph.rowptr.tolist() == [0, 1, 3]
+    assert graph.col.tolist() == [1, 0, 2]
+    assert graph.value.tolist() == [2.0, 1.0, 3.0]
+    assert (graph.rowptr.dtype, graph.col.dtype, graph.value.dtype) == (torch.int64, torch.int32, torch.float32)
+    assert (graph.shape, graph.n_rows, graph.n_cols, graph.nnz) == ((2, 3), 2, 3, 3)
+    assert graph.row().tolist() == [0, 1, 1]
+    assert torch.equal(graph.to_dense(), DENSE)
+
+
+@pytest.mark.parametrize("convert", [list, np.array, torch.tensor, lambda x: np.array(x, dtype=np.int32)])
+def test_from_edges_takes_arrays(convert: Any) -> None:
+    graph = Graph.from_edges(convert([0, 1]), convert([1, 0]), shape=(2, 2))
+    assert graph.to_dense().tolist() == [[0, 1], [1, 0]]
+
+
+def test_from_edges_sums_duplicates() -> None:
+    graph = Graph.from_edges([0, 1, 0, 0], [1, 0, 1, 0], [1.0, 2.0, 4.0, 8.0], (2, 2))
+    assert graph.to_dense().tolist() == [[8, 5], [2, 0]]
+    assert graph.nnz == 3
+
+
+def test_from_edges_finds_the_shape() -> None:
+    assert Graph.from_edges([0, 4], [6, 1]).shape == (5, 7)
+    assert Graph.from_edges([], []).shape == (0, 0)
+
+
+def test_huge_shape() -> None:
+    n = 2**40
+    graph = Graph.from_edges([2, 0, 2], [n - 1, 5, 7], shape=(3, n))
+    assert graph.col.tolist() == [5, 7, n - 1]
+    assert graph.col.dtype == torch.int64
+
+
+@pytest.mark.parametrize("layout", ["uncoalesced", "coo", "csr", "csc"])
+def test_from_torch(layout: str) -> None:
+    coo = torch.sparse_coo_tensor(
+        torch.tensor([[1, 0, 1, 0], [2, 1, 0, 1]]), torch.tensor([3.0, 1.5, 1.0, 0.5]), (2, 3)
+    )
+    convert = {"coo": "coalesce", "csr": "to_sparse_csr", "csc": "to_sparse_csc"}
+    sparse = coo if layout == "uncoalesced" else getattr(coo, convert[layout])()
+    assert torch.equal(Graph.from_torch(sparse).to_dense(), DENSE)
+
+
+@pytest.mark.parametrize("form", ["coo", "csr", "csc", "lil", "dok"])
+@pytest.mark.parametrize("kind", ["matrix", "array"])
+def test_from_scipy(form: str, kind: str) -> None:
+    dense = scipy.sparse.coo_matrix(DENSE.numpy()) if kind == "matrix" else scipy.sparse.coo_array(DENSE.numpy())
+    assert torch.equal(Graph.from_scipy(dense.asformat(form)).to_dense(), DENSE)
+
+
+def test_round_trip_through_torch() -> None:
+    for graph in GRAPHS.values():
+        assert Graph.from_torch(graph.to_torch())._equals(graph)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_transpose(name: str) -> None:
+    graph = GRAPHS[name]
+    transpose = graph._transposed()
+    checked = Graph(transpose.rowptr, transpose.col, transpose.value, transpose.shape)
+    expected = Graph.from_edges(graph.col.long(), graph.row(), graph.value, graph.shape[::-1])
+    assert checked._equals(expected)
+    assert graph._transposed() is transpose
+    assert transpose._transposed() is graph
+
+
+def test_symmetric_is_found_or_given() -> None:
+    assert Graph.from_edges([0, 1], [1, 0], [2.0, 2.0], (2, 2)).symmetric
+    assert not Graph.from_edges([0, 1], [1, 0], [2.0, 3.0], (2, 2)).symmetric
+    assert not Graph.from_edges([0], [1], shape=(2, 3)).symmetric
+    given = Graph.from_edges([0, 1], [1, 0], [2.0, 2.0], (2, 2), symmetric=True)
+    assert given.transpose() is given
+    with pytest.raises(ValueError, match=r"symmetric: found True for shape \(1, 2\)"):
+        Graph.from_edges([0], [1], shape=(1, 2), symmetric=True)
+
+
+def test_bipartite() -> None:
+    graph = Graph.from_edges(**EDGES)
+    dense = torch.zeros(5, 5)
+    dense[:2, 2:], dense[2:, :2] = DENSE, DENSE.T
+    both = graph.bipartite()
+    assert torch.equal(both.to_dense(), dense)
+    assert Graph(both.rowptr, both.col, both.value, both.shape).symmetric
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("row", [[0, 1, 0], [0.25, 0, 0.75], [0, 0, 0]]),
+        ("column", [[0, 1, 0], [1, 0, 1], [0, 0, 0]]),
+        ("symmetric", [[0, 1, 0], [0.5, 0, 3 / 12**0.5], [0, 0, 0]]),
+    ],
+)
+def test_normalize(how: Any, expected: list[list[float]]) -> None:
+    graph = Graph.from_edges(EDGES["row"], EDGES["col"], EDGES["value"], (3, 3))
+    torch.testing.assert_close(graph.normalize(how).to_dense(), torch.tensor(expected, dtype=torch.float32))
+
+
+def test_symmetric_normalisation_stays_exactly_symmetric() -> None:
+    graph = random_graph(50, 70, 900)
+    normalised = graph.with_value(graph.value.abs()).bipartite().normalize("symmetric")
+    assert Graph(normalised.rowptr, normalised.col, normalised.value, normalised.shape).symmetric
+
+
+def test_degrees() -> None:
+    assert Graph.from_edges(**EDGES).degrees().tolist() == [2, 4]
+
+
+def test_to() -> None:
+    graph = Graph.from_edges(**EDGES)
+    assert graph.to(torch.float64).value.dtype == torch.float64
+    assert graph.to(torch.float64) is graph.to(torch.float64)
+    assert graph.to("cpu") is graph
+    assert graph.to("meta").device.type == "meta"
+    with pytest.raises(TypeError, match=r"target: found dtype torch.int64, expected a floating-point dtype"):
+        graph.to(torch.int64)
+
+
+def test_pickles() -> None:
+    graph = random_graph(5, 4, 9)
+    graph.transpose()
+    copy = pickle.loads(pickle.dumps(graph))
+    assert copy._equals(graph)
+    assert copy._transpose is None
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"row": [1, 0, 2]}, ValueError, "row: found index 2 at edge 2, expected 0 to 1"),
+        ({"col": [2, -1, 0]}, ValueError, "col: found index -1 at edge 1, expected 0 to 2"),
+        ({"col": [2, 1]}, ValueError, "col: found 2 indices, expected 3"),
+        ({"row": [1.0, 0.0, 1.0]}, TypeError, "row: found dtype torch.float32, expected integers"),
+        ({"row": [True, False, True]}, TypeError, "row: found dtype torch.bool, expected integers"),
+        ({"row": [[1, 0, 1]]}, ValueError, r"row: found shape \(1, 3\), expected one dimension"),
+        ({"value": [1.0, float("nan"), 1.0]}, ValueError, "value: found NaN at edge 1"),
+        ({"value": [1.0]}, ValueError, r"value: found shape \(1,\), expected \(3,\)"),
+        ({"value": [1j, 1j, 1j]}, TypeError, "value: found dtype torch.complex64, expected real numbers"),
+        ({"shape": (2,)}, ValueError, r"shape: found \(2,\), expected two sizes"),
+        ({"shape": (2, -1)}, ValueError, r"shape: found \(2, -1\), expected two sizes"),
+        ({"shape": (0, 3)}, ValueError, "row: found index 1 at edge 0, expected 0 to -1"),
+    ],
+)
+def test_from_edges_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Graph.from_edges(**(EDGES | change))
+
+
+@pytest.mark.parametrize(
+    ("rowptr", "col", "message"),
+    [
+        ([0, 1], [0], "rowptr: found 2 entries, expected 3"),
+        ([0, 2, 1], [0], "rowptr: found it falling after row 1"),
+        ([0, 1, 2], [0], "rowptr: found it from 0 to 2, expected from 0 to 1"),
+        ([1, 1, 1], [0], "rowptr: found it from 1 to 1, expected from 0 to 1"),
+        ([0, 2, 2], [1, 0], "columns of row 0 that do not strictly ascend"),
+        ([0, 2, 2], [1, 1], "columns of row 0 that do not strictly ascend"),
+        ([0, 0, 1], [3], "col: found index 3 at edge 0, expected 0 to 2"),
+    ],
+)
+def test_constructor_refuses(rowptr: list[int], col: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Graph(rowptr, col, None, (2, 3))
+
+
+def test_foreign_types_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"sparse: found layout torch\.strided"):
+        Graph.from_torch(torch.ones(2, 2))
+    with pytest.raises(ValueError, match=r"sparse: found shape \(1, 1, 1\)"):
+        Graph.from_torch(torch.ones(1, 1, 1).to_sparse())
+    with pytest.raises(TypeError, match="matrix: found ndarray, expected a scipy sparse matrix"):
+        Graph.from_scipy(np.ones((2, 2)))
+    with pytest.raises(ValueError, match="normalize: found negative values"):
+        Graph.from_edges([0], [0], [-1.0], (1, 1)).normalize("row")
+    with pytest.raises(ValueError, match="how: found 'rows'"):
+        Graph.from_edges([0], [0]).normalize("rows")  # type: ignore[arg-type]
