@@ -76,22 +76,10 @@ class CRANEConfig:
 
 
 class Batch(NamedTuple):
-    """Training triples, (B,) int64 tensors of dense indices."""
+    """Training pairs that profiles leave out: (B,) int64 tensors of dense indices."""
 
     users: Tensor
     positives: Tensor
-    negatives: Tensor
-
-
-class Views(NamedTuple):
-    """What the halves of the model say of the users and the items."""
-
-    user_behaviour: Tensor  # (U, d)
-    item_behaviour: Tensor  # (I, d)
-    user_semantic: Tensor | None  # (U, d); None without user profiles
-    item_semantic: Tensor  # (I, d)
-    user_refined: Tensor | None  # (U, d), rows of length one; None without refined features
-    item_refined: Tensor | None  # (I, d)
 
 
 class Refinement(nn.Module):
@@ -115,18 +103,20 @@ class Refinement(nn.Module):
         self.w_refined = embedding_table(m * d, d, generator)
         self.b_refined = nn.Parameter(torch.zeros(d))
 
-    def forward(self, profiles: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Refined features of users (U, d) and items (I, d); ``profiles`` maps (I, M * d) to the users' (U, M * d)."""
+    def forward(self, profiles: Callable[[Tensor], Tensor], rows: Tensor | None = None) -> Tensor:
+        """Refined features of the nodes, users before items: (N, d), or of ``rows`` alone.
+
+        ``profiles`` maps rows of items (I, M * d) to the users' means of them (U, M * d).
+        """
         items = F.normalize(self.projection(), dim=2)
-        n_items, modalities, d = items.shape
-        users = profiles(items.flatten(1)).view(-1, modalities, d)
+        users = profiles(items.flatten(1)).view(-1, *items.shape[1:])
         x = torch.cat([users, items])
         if self.recursions:
-            x = recursive_cross_modal_attention(
-                x, self.w_joint, self.b_joint, self.w_attend, self.w_out, self.recursions
-            )
-        refined = F.normalize(torch.addmm(self.b_refined, x.flatten(1), self.w_refined))
-        return refined[:-n_items], refined[-n_items:]
+            weights = self.w_joint, self.b_joint, self.w_attend, self.w_out
+            x = recursive_cross_modal_attention(x, *weights, self.recursions, rows=rows)
+        elif rows is not None:
+            x = x.index_select(0, rows)
+        return F.normalize(torch.addmm(self.b_refined, x.flatten(1), self.w_refined))
 
 
 class CRANE(Recommender):
@@ -175,21 +165,24 @@ class CRANE(Recommender):
             self.epoch_graph = kept.bipartite().normalize("symmetric")
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Loss:
-        batch = Batch(users, positives, negatives)
+        batch, size = Batch(users, positives), len(users)
         initial = torch.cat([self.user_embedding, self.item_embedding])
-        views = self._views(self.epoch_graph, initial, batch)
-        parts = {"bpr": bpr_loss(*self._scored(views), *batch)}
+        behaviour, semantic = self._views(self.epoch_graph, initial, batch)
+        rows = torch.cat([users, positives + self.n_users, negatives + self.n_users])
+        final = self._final(behaviour, semantic, batch, rows)
+        triples = torch.arange(size, device=users.device)
+        parts = {"bpr": bpr_loss(final[:size], final[size:], triples, triples, triples + size)}
         if self.config.contrastive_weight:
-            parts["contrastive"] = self.config.contrastive_weight * self._contrast(views, batch)
+            parts["contrastive"] = self.config.contrastive_weight * self._contrast(behaviour, semantic, batch)
         if self.config.l2:
-            rows = torch.cat([users, positives + self.n_users, negatives + self.n_users])
-            parts["l2"] = self.config.l2 * half_squared_norm(initial.index_select(0, rows)) / len(users)
+            parts["l2"] = self.config.l2 * half_squared_norm(initial.index_select(0, rows)) / size
         return Loss(torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()})
 
     @torch.no_grad()
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        initial = torch.cat([self.user_embedding, self.item_embedding])
-        return self._scored(self._views(self.graph, initial, None))
+        views = self._views(self.graph, torch.cat([self.user_embedding, self.item_embedding]), None)
+        final = self._final(*views, None, None)
+        return final[: self.n_users], final[self.n_users :]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [{"params": [self.user_embedding, self.item_embedding]}]
@@ -198,14 +191,24 @@ class CRANE(Recommender):
             groups.append({"params": list(self.refinement.parameters()), "lr_scale": self.config.feature_lr_scale})
         return groups
 
-    def _views(self, graph: Graph, initial: Tensor, batch: Batch | None) -> Views:
-        nodes = propagate(graph, initial, self.config.layers)
-        item_semantic = spmm(self.item_graph, initial[self.n_users :])
-        user_semantic = self._profiles(item_semantic, batch) if self.config.profile_weight else None
-        refined = (None, None)
-        if self.refinement is not None:
-            refined = self.refinement(lambda items: self._profiles(items, batch))
-        return Views(nodes[: self.n_users], nodes[self.n_users :], user_semantic, item_semantic, *refined)
+    def _views(self, graph: Graph, initial: Tensor, batch: Batch | None) -> tuple[Tensor, Tensor]:
+        """Behaviour and semantic embeddings of the nodes, (N, d) each; a user's semantic one is weighted w_p."""
+        behaviour = propagate(graph, initial, self.config.layers)
+        items = spmm(self.item_graph, initial[self.n_users :])
+        if self.config.profile_weight:
+            users = self.config.profile_weight * self._profiles(items, batch)
+        else:
+            users = torch.zeros_like(self.user_embedding)
+        return behaviour, torch.cat([users, items])
+
+    def _final(self, behaviour: Tensor, semantic: Tensor, batch: Batch | None, rows: Tensor | None) -> Tensor:
+        """Vectors whose dot products are the scores, of all nodes or of ``rows``: (n, d), or (n, 2d) with features."""
+        if rows is not None:
+            behaviour, semantic = behaviour.index_select(0, rows), semantic.index_select(0, rows)
+        if self.refinement is None:
+            return behaviour + semantic
+        refined = self.refinement(lambda items: self._profiles(items, batch), rows)
+        return torch.cat([behaviour + semantic, math.sqrt(self.config.feature_weight) * refined], 1)
 
     def _profiles(self, items: Tensor, batch: Batch | None) -> Tensor:
         """Each user's mean over the rows of their training items, without the pairs of ``batch``: (I, w) to (U, w)."""
@@ -215,22 +218,11 @@ class CRANE(Recommender):
             count = count - torch.bincount(batch.users, minlength=self.n_users)
         return total / count.clamp_min(1)[:, None]
 
-    def _scored(self, views: Views) -> tuple[Tensor, Tensor]:
-        """Embeddings whose dot products are the scores; refined features lie beside the rest."""
-        user, item = views.user_behaviour, views.item_behaviour + views.item_semantic
-        if views.user_semantic is not None:
-            user = user + self.config.profile_weight * views.user_semantic
-        if views.user_refined is None or views.item_refined is None:
-            return user, item
-        share = math.sqrt(self.config.feature_weight)
-        return torch.cat([user, share * views.user_refined], 1), torch.cat([item, share * views.item_refined], 1)
-
-    def _contrast(self, views: Views, batch: Batch) -> Tensor:
+    def _contrast(self, behaviour: Tensor, semantic: Tensor, batch: Batch) -> Tensor:
         """InfoNCE between the behaviour and semantic views of the batch's items, and of its users."""
-        items, users = torch.unique(batch.positives), torch.unique(batch.users)
-        loss = self._info_nce(views.item_behaviour, views.item_semantic, items)
-        if views.user_semantic is not None:
-            loss = loss + self._info_nce(views.user_behaviour, views.user_semantic, users)
+        loss = self._info_nce(behaviour, semantic, torch.unique(batch.positives) + self.n_users)
+        if self.config.profile_weight:
+            loss = loss + self._info_nce(behaviour, semantic, torch.unique(batch.users))
         return loss
 
     def _info_nce(self, a: Tensor, b: Tensor, rows: Tensor) -> Tensor:

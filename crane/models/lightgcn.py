@@ -26,7 +26,7 @@ class LightGCNConfig:
 
     dim: int = 64
     layers: int = 3
-    l2: float = 1e-4
+    l2: float = 1e-3
 
     def __post_init__(self) -> None:
         check_at_least("dim", self.dim, 1)
@@ -38,7 +38,15 @@ class LightGCN(Recommender):
     """Final embeddings are the mean of x, Â x, ..., Â^L x, with Â the normalised user-item graph."""
 
     config_class: ClassVar[type[Any]] = LightGCNConfig
-    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 1e-3}
+    training_defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 5e-3,
+        "schedule": "step",
+        "decay_factor": 0.97,
+        "decay_epochs": 1,
+        "epochs": 80,
+        "eval_every": 2,
+        "patience": 8,
+    }
 
     def __init__(self, dataset: Dataset, config: LightGCNConfig, generator: torch.Generator) -> None:
         super().__init__(dataset, config, generator)
