@@ -61,7 +61,7 @@ class CRANEConfig:
     trainable_features: bool = False
     contrastive_weight: float = 3e-3
     temperature: float = 0.2
-    l2: float = 1e-2
+    l2: float = 5e-3
 
     def __post_init__(self) -> None:
         check_at_least("dim", self.dim, 1)
