@@ -49,10 +49,14 @@ class RunFolder:
         """Refuse a path that holds something already, besides what :meth:`create` leaves when the process dies in it.
 
         Raises:
-            ValueError: the path is a file or a folder that is not empty.
+            ValueError: the path is a file or a folder that is not empty, or cannot be made where it is.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"the output folder {self.path} is a file: name a new one")
+        ancestor = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+            reason = "cannot be written to" if ancestor.is_dir() else "is a file"
+            raise ValueError(f"the output folder {self.path} cannot be made: {ancestor} {reason}")
         leftovers = {self.environment.name, self.config.name + TEMPORARY_SUFFIX}
         leftovers.add(self.environment.name + TEMPORARY_SUFFIX)
         if self.path.is_dir() and any(entry.name not in leftovers for entry in self.path.iterdir()):
@@ -73,13 +77,10 @@ class RunFolder:
         """Make the folder and write configuration and environment.
 
         Raises:
-            ValueError: the folder cannot be made, or is not empty.
+            ValueError: what :meth:`check_new` refuses.
         """
         self.check_new()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"the output folder {self.path} cannot be made: {error.strerror}") from error
+        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.environment, json.dumps(environment, indent=2) + "\n")
         config.save(self.config)  # last: it is what makes the folder a run
 

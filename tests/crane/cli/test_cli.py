@@ -1,0 +1,333 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import torch
+from torch import Tensor
+
+from crane import load, load_dataset
+from crane.cli import main
+from crane.config import RunConfig
+from crane.models import MODELS, LightGCN, Loss
+from crane.training.run import RunFolder
+
+SMALL = ("--model", "lightgcn", "--set", "model.dim=8", "training.batch_size=128", "training.learning_rate=0.01")
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+class Crane:
+    """Calls the command in a folder of its own."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: object) -> Result:
+        self.capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Result(code, *self.capsys.readouterr())
+
+
+@pytest.fixture
+def crane(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crane:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return Crane(capsys)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    arguments = ["train", "--data", str(tiny_data), *SMALL, "training.epochs=3", "--threads", "1", "--output", str(run)]
+    assert main(arguments) == 0
+    return run
+
+
+def test_train_tells_about_each_epoch_and_the_result(crane: Crane, tiny_data: Path) -> None:
+    result = crane("train", "--data", tiny_data, *SMALL, "training.epochs=3", "--seed", "4", "--output", "run")
+    assert (result.code, result.err) == (0, "")
+    lines = [line for line in result.out.splitlines() if line.startswith("epoch ")]
+    assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
+    assert "recall@20 0." in lines[0]
+    assert "at most 0:00:0" in lines[0]
+    assert "best epoch" in result.out
+    assert "\x1b" not in result.out
+    config = RunConfig.load(Path("run/config.yaml"))
+    assert (config.model, config.seed, config.model_config.dim, config.training.epochs) == ("lightgcn", 4, 8, 3)
+    assert config.data.path == str(tiny_data)
+
+
+def test_train_reads_a_file_under_arguments_under_set(crane: Crane, tiny_data: Path) -> None:
+    text = "model: {name: lightgcn, dim: 4}\nseed: 1\ntraining: {epochs: 2, batch_size: 64, patience: 5}\n"
+    Path("c.yaml").write_text(text)
+    arguments = ("--config", "c.yaml", "--data", tiny_data, "--seed", "2", "--set", "seed=3", "training.epochs=1")
+    assert crane("train", *arguments, "--output", "run").code == 0
+    config = RunConfig.load(Path("run/config.yaml"))
+    assert (config.seed, config.training.epochs, config.training.batch_size, config.model_config.dim) == (3, 1, 64, 4)
+
+
+def test_train_makes_a_folder_named_after_model_and_data(crane: Crane, tiny_data: Path) -> None:
+    for _ in range(2):
+        assert crane("train", "--data", tiny_data, *SMALL, "training.epochs=1").code == 0
+    runs = list(Path("runs").iterdir())
+    assert len(runs) == 2
+    assert all(run.name.startswith("lightgcn-tiny-") for run in runs)
+
+
+def test_a_data_path_holds_from_any_folder(
+    crane: Crane, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_data.parent)
+    run = tmp_path / "run"
+    assert crane("train", "--data", "tiny", *SMALL, "training.epochs=1", "--output", run).code == 0
+    monkeypatch.chdir(tmp_path)
+    assert crane("evaluate", run).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "lightgcn"), "there is no data set to train on: give --data demo, or --data and the path"),
+        (("--data", "nowhere"), "nowhere"),
+        (("--data", "TINY", "--model", "lightgnc"), "did you mean lightgcn?"),
+        (
+            ("--data", "TINY", *SMALL, "training.epoch=3"),
+            "unknown setting training.epoch, did you mean training.epochs?",
+        ),
+        (("--data", "TINY", *SMALL, "model.layers=two"), "model.layers must be an integer, found the text 'two'"),
+        (("--data", "TINY", "--config", "none.yaml"), "cannot read the configuration none.yaml: No such file"),
+        (("--data", "TINY", *SMALL, "--threads", "0"), "threads must be at least 1, found 0"),
+        (("--data", "TINY", *SMALL, "--output", "full"), "the output folder full is not empty"),
+        (("--data", "TINY", *SMALL, "--output", "full/file"), "the output folder full/file is a file"),
+        (("--data", "TINY", *SMALL, "--output", "full/file/run"), "the output folder full/file/run cannot be made"),
+        (("--data", "TINY", *SMALL, "--seed", "one"), "argument --seed: invalid int value: 'one'"),
+        (("--data", "TINY", *SMALL, "training.device=cuda:77"), "training.device is cuda:77, but torch finds"),
+        (("--resume", "nowhere"), "the run folder nowhere does not exist"),
+        (("--resume", "full"), "full is not a run folder: it has no config.yaml"),
+        (("--resume", "full", "--seed", "3"), "so --seed cannot be given with it"),
+        (("--resume", "full", "--set", "seed=3"), "so --set cannot be given with it"),
+        (("--date", "demo"), "unrecognized arguments: --date demo"),
+    ],
+)
+def test_train_refuses_in_one_sentence_and_writes_nothing(
+    crane: Crane, tiny_data: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    Path("full").mkdir()
+    Path("full/file").write_text("mine")
+    result = crane("train", *[str(tiny_data) if a == "TINY" else a for a in arguments])
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err
+    assert result.out == ""
+    assert sorted(str(path) for path in Path().rglob("*")) == ["full", "full/file"]
+
+
+def test_resuming_a_finished_run_changes_nothing(crane: Crane, finished: Path) -> None:
+    def contents() -> dict[str, bytes]:
+        return {
+            str(path): path.read_bytes() for path in finished.rglob("*") if path.suffix != ".png" and path.is_file()
+        }
+
+    before = contents()
+    result = crane("train", "--resume", finished)
+    assert result.code == 0
+    assert "all epochs done" in result.out
+    assert contents() == before
+
+
+def test_interrupting_says_how_to_continue(tiny_data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", "--data", str(tiny_data), *SMALL, "training.epochs=100000", "training.patience=100000"]
+    command = [sys.executable, "-m", "crane", *arguments, "--output", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (run / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate()[1]
+    assert process.returncode == 130, error
+    assert error.count("\n") == 1
+    assert error.startswith("interrupted; ")
+    assert f"continue with: crane train --resume {run}" in error
+    state = RunFolder(run).checkpoints.load_state()
+    assert state is None or f"{state.epoch} epochs are kept" in error
+
+
+def test_divergence_is_one_sentence_and_exit_code_one(
+    crane: Crane, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Diverging(LightGCN):
+        def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Loss:
+            loss = super().loss(users, positives, negatives)
+            return Loss(loss.total * float("nan"), {"bpr": loss.parts["bpr"] * float("nan")})
+
+    monkeypatch.setitem(MODELS, "lightgcn", Diverging)
+    result = crane("train", "--data", tiny_data, *SMALL, "training.epochs=3", "--output", "run")
+    assert result.code == 1
+    assert "epoch 1, step 1 of 4: the loss part 'bpr' is nan" in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_evaluate_prints_what_training_measured(crane: Crane, finished: Path) -> None:
+    state = RunFolder(finished).checkpoints.load_state()
+    assert state is not None
+    assert state.test is not None
+    result = crane("evaluate", finished)
+    assert result.code == 0
+    for k in (5, 10, 20, 50):
+        assert f"{state.test[f'recall@{k}']:.4f}" in result.out
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    validation = json.loads(lines[state.best_epoch - 1])["validation"]
+    assert f"{validation['ndcg@10']:.4f}" in crane("evaluate", finished, "--split", "validation").out
+
+
+def test_evaluate_can_mask_validation_items(crane: Crane, finished: Path) -> None:
+    plain, masked = (crane("evaluate", finished, *extra).out for extra in ((), ("--mask-validation",)))
+    recall = [float(out.split("recall")[1].split()[1]) for out in (plain, masked)]
+    assert recall[1] >= recall[0]
+    assert plain != masked
+
+
+@pytest.mark.parametrize("command", [("evaluate",), ("recommend", "--users", "all")])
+def test_runs_that_are_none_are_refused(crane: Crane, command: tuple[str, ...]) -> None:
+    result = crane(command[0], "nowhere", *command[1:])
+    assert (result.code, result.out) == (2, "")
+    assert result.err == f"crane {command[0]}: the run folder nowhere does not exist\n"
+
+
+def test_recommend_prints_a_table(crane: Crane, finished: Path) -> None:
+    result = crane("recommend", finished, "--users", "u7, u3", "--k", "4")
+    assert result.code == 0
+    rows = [line.split() for line in result.out.splitlines() if line.strip().startswith("u")]
+    expected = load(finished).recommend(["u7", "u3"], 4).to_pylist()
+    assert rows[0] == ["user", "rank", "item", "score"]
+    assert [row[:3] for row in rows[1:]] == [[r["user"], str(r["rank"]), r["item"]] for r in expected]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_recommend_writes_files_of_unseen_items(crane: Crane, finished: Path, suffix: str) -> None:
+    result = crane("recommend", finished, "--users", "all", "--k", "5", "--output", f"out.{suffix}")
+    assert result.code == 0
+    assert f"300 rows written to out.{suffix}" in result.out
+    assert "and 200 more rows" in result.out
+    read = pyarrow.csv.read_csv if suffix == "csv" else pyarrow.parquet.read_table
+    table = read(f"out.{suffix}")
+    assert set(table.column_names) == {"user", "item", "rank", "score"}
+    assert table.num_rows == 60 * 5
+    dataset = load_dataset(RunConfig.load(finished / "config.yaml").data)
+    seen = set(zip(dataset.user_ids[dataset.train.users], dataset.item_ids[dataset.train.items], strict=True))
+    assert not seen & {(row["user"], row["item"]) for row in table.to_pylist()}
+
+
+def test_recommend_reads_users_from_a_file(crane: Crane, finished: Path) -> None:
+    Path("users.txt").write_text("u1\n\nu2\n")
+    result = crane("recommend", finished, "--users", "@users.txt", "--k", "1", "--output", "out.csv")
+    assert result.code == 0
+    assert pyarrow.csv.read_csv("out.csv")["user"].to_pylist() == ["u1", "u2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--users", "u1,nobody"), "nobody"),
+        (("--users", "@missing.txt"), "missing.txt"),
+        (("--users", ","), "users"),
+        (("--users", "u1", "--k", "0"), "k: found 0"),
+        (("--users", "u1", "--output", "out.txt"), "out.txt"),
+        (("--users", "u1", "--output", "none/out.csv"), "none"),
+        ((), "the following arguments are required: --users"),
+    ],
+)
+def test_recommend_refuses_in_one_sentence(
+    crane: Crane, finished: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = crane("recommend", finished, *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert list(Path().iterdir()) == []
+
+
+def test_data_describes_and_checks(crane: Crane, tiny_data: Path) -> None:
+    result = crane("data", tiny_data)
+    assert result.code == 0
+    assert "60 users, 40 items, 600 interactions" in result.out
+    cells = [re.split(r"\s{2,}", line.strip()) for line in result.out.splitlines()]
+    found = {row[0]: row[1] for row in cells if len(row) == 2}
+    assert found["interactions a user, train"] == "8 to 8, median 8"
+    assert found["test interactions that are training ones too"] == "0"
+
+
+def test_data_takes_settings_and_counts_empty_features(crane: Crane) -> None:
+    Path("shop").mkdir()
+    lines = ["who,what", *(f"{u},{i}" for u in range(6) for i in range(5))]
+    Path("shop/interactions.csv").write_text("\n".join(lines) + "\n")
+    matrix = np.ones((5, 3), np.float32)
+    matrix[1] = 0
+    np.save("shop/image_feat.npy", matrix)
+    Path("shop/item_ids.txt").write_text("0\n1\n2\n3\n4\n")
+    result = crane("data", "shop", "--set", "data.user_column=who", "--set", "data.item_column=what")
+    assert (result.code, result.err) == (0, "")
+    assert "items whose image features are all zero" in result.out
+    assert [line.split()[-1] for line in result.out.splitlines() if "all zero" in line] == ["1"]
+
+
+def test_data_refuses_in_one_sentence(crane: Crane) -> None:
+    result = crane("data", "nowhere")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("crane data: ")
+    assert result.err.count("\n") == 1
+
+
+def test_info_says_what_serves_each_operation(crane: Crane, monkeypatch: pytest.MonkeyPatch) -> None:
+    from crane_kernels import use_implementation
+
+    result = crane("info")
+    assert result.code == 0
+    for expected in (torch.__version__, "triton", "extension", "instruction set", "threads", "devices", "masked_topk"):
+        assert expected in result.out
+    with use_implementation(spmm="reference"):
+        row = next(line for line in crane("info").out.splitlines() if line.split()[:1] == ["spmm"])
+    assert row.split()[1:] == ["reference", "requested"]
+
+
+def test_help_is_fast_because_it_imports_no_torch() -> None:
+    script = (
+        "import sys; from crane.cli import main; code = main(['train', '--help']); "
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    for option in ("--data", "--model", "--config", "--set", "--output", "--seed", "--resume", "--threads"):
+        assert option in done.stdout
+
+
+def test_no_command_and_wrong_command_are_refused(crane: Crane) -> None:
+    for arguments in ((), ("trian",)):
+        result = crane(*arguments)
+        assert result.code == 2
+        assert result.err.count("\n") == 1
