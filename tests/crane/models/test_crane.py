@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crane.data import Dataset
+from crane.data import Dataset, Interactions
 from crane.models import CRANE
 from crane.models.crane import CRANEConfig
 from crane_kernels.recursive_cross_modal_attention.reference import direct_form
@@ -204,8 +204,6 @@ def test_user_whose_only_item_is_in_the_batch_has_an_empty_profile_and_a_finite_
 
 
 def _one_item_each() -> Dataset:
-    from crane.data import Interactions
-
     features = {"text": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)}
     each, none = np.arange(4), np.arange(0)
     empty = Interactions.from_pairs(none, none)
