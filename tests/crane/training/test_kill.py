@@ -20,10 +20,13 @@ import torch._dynamo  # imported by the first optimiser
 import crane.cli.train
 import crane.training.report
 from crane.cli import main
+from crane.config import RunConfig
+from crane.data import load_dataset
 
 crane.training.report._write_curves = lambda *_: None  # drawn after the end, and slow
 
 config, folder = sys.argv[1], Path(sys.argv[2])
+load_dataset(RunConfig.load(Path(config)).data)  # imports more
 
 def start(*arguments, prepare=lambda: None):
     process = os.fork()
