@@ -2,7 +2,7 @@
 
 Environment: ``CRANE_BUILD=require`` makes a missing extension an error, ``CRANE_BUILD=0`` does not build it;
 ``MAX_JOBS`` bounds the compilers that run at once (default: the number of processors, at most 4); ``CXX``, ``CXXFLAGS``
-and CMake's other variables are CMake's.
+and CMake's other variables are CMake's. For the CUDA kernels see ``build_cuda.py``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
 from build_backend import find_compiler, find_torch  # noqa: E402
+from build_cuda import (  # noqa: E402
+    CudaNotBuiltError,
+    Toolchain,
+    cuda_mode,
+    find_toolchain,
+    kernels_of_build,
+    register_table,
+)
 
 LIBRARIES = ("_ops*.so", "_host*.so")
 
@@ -63,8 +71,18 @@ def run(*command: str | Path) -> None:
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, flush=True)
     if done.returncode != 0:
-        errors = [line.strip() for line in done.stdout.splitlines() if "error" in line.lower()]
-        raise NotBuiltError(f"the build failed ({errors[0][:300] if errors else 'no message'})")
+        raise NotBuiltError(f"the build failed ({first_error(done.stdout)})")
+
+
+def first_error(output: str) -> str:
+    """The first error in a build's output: the compiler's, else CMake's, which stands below its place."""
+    lines = [line.strip() for line in output.splitlines()]
+    for number, line in enumerate(lines):
+        if "error:" in line:
+            return line[:300]
+        if line.startswith("CMake Error"):
+            return next((text for text in lines[number + 1 :] if text), line)[:300]
+    return "no message"
 
 
 def build_libraries(work: Path, target: Path) -> dict[str, Any]:
@@ -92,17 +110,55 @@ def build_libraries(work: Path, target: Path) -> dict[str, Any]:
         "TORCH_LIB": torch_folder / "lib",
         "PYBIND11_INCLUDE": Path(pybind11.origin).parent / "include",
     }
-    cmake = find_tool("cmake")
-    run(cmake, "--fresh", "-S", ROOT, "-B", work, "-G", "Ninja", *(f"-D{key}={path}" for key, path in options.items()))
-    run(cmake, "--build", work, "--parallel", str(max_jobs()))
-    staged = work / "staged"
-    run(cmake, "--install", work, "--prefix", staged)
+    cuda, staged = compile_libraries(work, options, torch_folder)
     target.mkdir(parents=True, exist_ok=True)
     remove_libraries(target)
     for library in staged.iterdir():
         shutil.copy2(library, target / library.name)
-    compiler = (work / "compiler.txt").read_text(encoding="utf-8").strip()
-    return {"built": True, "torch": torch_version, "compiler": compiler}
+    compiler = (staged.parent / "compiler.txt").read_text(encoding="utf-8").strip()
+    return {"built": True, "torch": torch_version, "compiler": compiler, "cuda": cuda}
+
+
+def compile_libraries(work: Path, options: dict[str, Any], torch_folder: Path) -> tuple[dict[str, Any], Path]:
+    """Compile with CUDA kernels where they can be built, else without; returns their record and the libraries' folder.
+
+    Raises:
+        NotBuiltError: the compiler failed.
+    """
+    try:
+        toolchain = find_toolchain(torch_folder)
+        staged = run_cmake(work.with_name(work.name + "-cuda"), options | cuda_options(toolchain))
+    except (CudaNotBuiltError, NotBuiltError) as error:
+        if cuda_mode() == "require":
+            raise SystemExit(
+                f"The CUDA kernels of crane_kernels could not be built, because {error}, and CRANE_CUDA=require asks "
+                "for them."
+            ) from None
+        print(f"crane_kernels is built without CUDA kernels, because {error}.", file=sys.stderr)
+        return {"built": False, "reason": str(error)}, run_cmake(work, options)
+    kernels = kernels_of_build(staged.parent)
+    print(register_table(kernels), flush=True)
+    record = {"built": True, "nvcc": toolchain.version, "architectures": toolchain.architectures}
+    return record | {"kernels": [[k.name, k.architecture, k.registers, k.spilled_bytes] for k in kernels]}, staged
+
+
+def cuda_options(toolchain: Toolchain) -> dict[str, Any]:
+    """CMake's variables for the CUDA kernels."""
+    return {
+        "CRANE_CUDA": "ON",
+        "CMAKE_CUDA_COMPILER": toolchain.nvcc,
+        "CMAKE_CUDA_ARCHITECTURES": ";".join(toolchain.architectures),
+    }
+
+
+def run_cmake(work: Path, options: dict[str, Any]) -> Path:
+    """Configure, build and install below ``work``; returns the folder of the libraries."""
+    cmake, staged = find_tool("cmake"), work / "staged"
+    shutil.rmtree(staged, ignore_errors=True)
+    run(cmake, "--fresh", "-S", ROOT, "-B", work, "-G", "Ninja", *(f"-D{key}={path}" for key, path in options.items()))
+    run(cmake, "--build", work, "--parallel", str(max_jobs()))
+    run(cmake, "--install", work, "--prefix", staged)
+    return staged
 
 
 def remove_libraries(folder: Path) -> None:

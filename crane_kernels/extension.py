@@ -1,7 +1,8 @@
 """Loads the compiled libraries, if they were built, and says why not otherwise.
 
-There are two: ``_ops.so`` registers torch operators and is loaded by the dispatcher; ``_host`` is a Python module for
-what takes no tensors. Both are built together by ``setup.py``, which leaves ``_build.json`` beside them.
+There are three: ``_ops.so`` registers torch operators and is loaded by the dispatcher; ``_ops_cuda.so`` registers
+their CUDA kernels, where nvcc and a CUDA build of torch were there to build it; ``_host`` is a Python module for what
+takes no tensors. All are built together by ``setup.py``, which leaves ``_build.json`` beside them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ import torch
 
 _FOLDER = Path(__file__).parent
 OPERATORS = _FOLDER / "_ops.so"
+CUDA_OPERATORS = _FOLDER / "_ops_cuda.so"
 RECORD = _FOLDER / "_build.json"
 
 
 def build_record() -> dict[str, Any]:
-    """What ``setup.py`` recorded about the build: ``built``, ``reason``, ``torch``, ``compiler``; empty if nothing."""
+    """What ``setup.py`` recorded about the build: ``built``, ``reason``, ``torch``, ``compiler``; empty if nothing.
+
+    ``cuda`` is the record of the CUDA kernels: ``built``, ``reason``, ``nvcc``, ``architectures`` and ``kernels``, a
+    list of name, architecture, registers, spilled bytes.
+    """
     try:
         record = json.loads(RECORD.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -33,19 +39,52 @@ def _load() -> tuple[ModuleType | None, str | None]:
         reason = build_record().get("reason") or "it was never built here"
         return None, f"the compiled extension is not installed: {reason}"
     try:
-        torch.ops.load_library(str(OPERATORS))
-        return importlib.import_module("crane_kernels._host"), None
+        torch.ops.load_library(str(OPERATORS))  # type: ignore[no-untyped-call]
+        host = importlib.import_module("crane_kernels._host")
     except (OSError, ImportError, RuntimeError) as error:
         first_line = str(error).strip().partition("\n")[0]
         return None, f"the compiled extension does not load: {first_line}"
+    host.instruction_set()  # a wrong CRANE_ISA is an error at once
+    return host, None
+
+
+def _load_cuda() -> str | None:
+    if _missing is not None:
+        return _missing
+    if not CUDA_OPERATORS.exists():
+        reason = build_record().get("cuda", {}).get("reason") or "they were never built here"
+        return f"the CUDA kernels are not installed: {reason}"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    try:
+        torch.ops.load_library(str(CUDA_OPERATORS))  # type: ignore[no-untyped-call]
+    except (OSError, RuntimeError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        return f"the CUDA kernels do not load: {first_line}"
+    return None
 
 
 _host, _missing = _load()
+_cuda_missing = _load_cuda()
+_no_device = None if torch.cuda.device_count() else "there is no CUDA device"
 
 
 def missing() -> str | None:
     """Why the compiled extension cannot be used, in a phrase that follows "because"; ``None`` when it can."""
     return _missing
+
+
+def cuda_missing() -> str | None:
+    """Why the CUDA kernels cannot be used, in a phrase that follows "because"; ``None`` when they can."""
+    return _cuda_missing or _no_device
+
+
+def cuda_description() -> str:
+    """The CUDA kernels in one line: what they were built with and for, or why there are none."""
+    if _cuda_missing is not None:
+        return f"none: {_cuda_missing}"
+    cuda = build_record().get("cuda", {})
+    return f"built with nvcc {cuda.get('nvcc', '?')} for {', '.join(cuda.get('architectures', [])) or '?'}"
 
 
 def host() -> ModuleType:

@@ -7,10 +7,11 @@ from torch import Tensor
 from crane_kernels import checks, dispatch, extension
 from crane_kernels.dispatch import Implementation
 from crane_kernels.graph import Graph
-from crane_kernels.propagate import cpp, reference
+from crane_kernels.propagate import cpp, cuda, reference
 
 dispatch.register(
     "propagate",
+    Implementation("cuda", cuda.propagate, missing=extension.cuda_missing, refuses=cuda.refuses),
     Implementation("cpp", cpp.propagate, missing=extension.missing, refuses=cpp.refuses),
     Implementation("reference", reference.propagate),
 )

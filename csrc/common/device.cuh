@@ -1,6 +1,6 @@
-// What kernels are written with, on the GPU and under the CPU's stand-in (cuda_on_cpu/cuda_on_cpu.h) alike: types, loads
-// and stores, groups of lanes, launches. Kernels touch global memory through load and store alone, so that the stand-in
-// can count every byte.
+// What kernels are written with, on the GPU and under the CPU's stand-in (cuda_on_cpu/cuda_on_cpu.h) alike: types,
+// loads and stores, groups of lanes, launches. Kernels touch global memory through load and store alone, so that the
+// stand-in can count every byte.
 #pragma once
 
 #include <cstdint>
@@ -214,8 +214,8 @@ __device__ inline void store_pack(V* p, const Pack<V, kWidth>& pack) {
   }
 }
 
-// `size` neighbouring lanes of a warp, a power of two, that work on one thing together. Its members must be called by all
-// of them.
+// `size` neighbouring lanes of a warp, a power of two, that work on one thing together. Its members must be called by
+// all of them.
 struct Group {
   int size, lane;
   unsigned mask;

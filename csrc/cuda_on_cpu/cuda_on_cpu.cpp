@@ -23,8 +23,8 @@ namespace {
 constexpr size_t kStackBytes = 128 << 10;
 constexpr int kWarp = 32;
 
-// A meeting of threads that goes on when the last one arrives. Values are kept twice, by turns: a thread can only be one
-// meeting ahead of one that has yet to read.
+// A meeting of threads that goes on when the last one arrives. Values are kept twice, by turns: a thread can only be
+// one meeting ahead of one that has yet to read.
 struct Meeting {
   unsigned mask;
   int expected;
@@ -37,22 +37,25 @@ struct Meeting {
 
 struct Fiber {
   ucontext_t context;
-  std::unique_ptr<char[]> stack;
+  std::unique_ptr<char[]> own_stack;
+  const void* stack = nullptr;
+  size_t stack_bytes = 0;
   void* fake_stack = nullptr;
   dim3 index;
   unsigned number = 0;
   bool done = false;
   const Meeting* waits_for = nullptr;
   uint64_t waits_until = 0;  // runs again when waits_for->held is more than this
+
+  bool runs() const { return !done && (waits_for == nullptr || waits_for->held > waits_until); }
 };
 
 struct Device {
-  ucontext_t scheduler;
-  void* scheduler_fake_stack = nullptr;
-  const void* scheduler_stack = nullptr;
-  size_t scheduler_stack_bytes = 0;
+  Fiber scheduler;  // the one who calls run()
   std::vector<Fiber> fibers;
+  unsigned n_threads = 0;
   Fiber* current = nullptr;
+  Fiber* previous = nullptr;  // who ran before
   const std::function<void()>* thread = nullptr;
   std::vector<std::vector<std::unique_ptr<Meeting>>> warps;  // the masks that each warp has met on
   Meeting block{};
@@ -65,45 +68,54 @@ Device& device() {
   return one;
 }
 
-void start_switch([[maybe_unused]] void** save, [[maybe_unused]] const void* stack, [[maybe_unused]] size_t bytes) {
+// What a fiber does first when it is switched to.
+void arrive([[maybe_unused]] void* fake_stack) {
 #if CRANE_FIBERS_UNDER_ASAN
-  __sanitizer_start_switch_fiber(save, stack, bytes);
+  Fiber& from = *device().previous;
+  __sanitizer_finish_switch_fiber(fake_stack, &from.stack, &from.stack_bytes);
 #endif
 }
 
-void finish_switch([[maybe_unused]] void* saved, [[maybe_unused]] const void** stack, [[maybe_unused]] size_t* bytes) {
+// Goes on with another fiber; returns when someone switches back, never if this one is done.
+void switch_to(Fiber& to) {
+  Device& d = device();
+  Fiber& from = *d.current;
+  d.previous = &from;
+  d.current = &to;
+  threadIdx = to.index;
 #if CRANE_FIBERS_UNDER_ASAN
-  __sanitizer_finish_switch_fiber(saved, stack, bytes);
+  __sanitizer_start_switch_fiber(from.done ? nullptr : &from.fake_stack, to.stack, to.stack_bytes);
 #endif
+  if (from.done) setcontext(&to.context);
+  swapcontext(&from.context, &to.context);
+  arrive(from.fake_stack);
+}
+
+// The thread to go on with after this one, in the order of the settings; the scheduler if none can run.
+Fiber& next_after(unsigned number) {
+  Device& d = device();
+  const unsigned n = d.n_threads;
+  for (unsigned i = 1; i <= n; ++i) {
+    Fiber& fiber = d.fibers[settings().descending ? (number + n - i) % n : (number + i) % n];
+    if (fiber.runs()) return fiber;
+  }
+  return d.scheduler;
 }
 
 // The body of every fiber.
 void fiber_main() {
   Device& d = device();
-  finish_switch(nullptr, &d.scheduler_stack, &d.scheduler_stack_bytes);
+  arrive(nullptr);
   (*d.thread)();
   d.current->done = true;
-  start_switch(nullptr, d.scheduler_stack, d.scheduler_stack_bytes);
-  setcontext(&d.scheduler);
-}
-
-void resume(Fiber& fiber) {
-  Device& d = device();
-  d.current = &fiber;
-  threadIdx = fiber.index;
-  start_switch(&d.scheduler_fake_stack, fiber.stack.get(), kStackBytes);
-  swapcontext(&d.scheduler, &fiber.context);
-  finish_switch(d.scheduler_fake_stack, nullptr, nullptr);
+  switch_to(next_after(d.current->number));
 }
 
 void wait_for(const Meeting& meeting, uint64_t held) {
-  Device& d = device();
-  Fiber& fiber = *d.current;
+  Fiber& fiber = *device().current;
   fiber.waits_for = &meeting;
   fiber.waits_until = held;
-  start_switch(&fiber.fake_stack, d.scheduler_stack, d.scheduler_stack_bytes);
-  swapcontext(&fiber.context, &d.scheduler);
-  finish_switch(fiber.fake_stack, &d.scheduler_stack, &d.scheduler_stack_bytes);
+  switch_to(next_after(fiber.number));
   fiber.waits_for = nullptr;
 }
 
@@ -138,43 +150,40 @@ Meeting& warp_meeting(unsigned warp, unsigned mask) {
   return *met.back();
 }
 
-void prepare_block(unsigned n_threads, size_t shared_bytes) {
+void prepare_block(size_t shared_bytes) {
   Device& d = device();
   d.warps.clear();
-  d.warps.resize((n_threads + kWarp - 1) / kWarp);
+  d.warps.resize((d.n_threads + kWarp - 1) / kWarp);
   d.block = Meeting{};
-  d.block.expected = static_cast<int>(n_threads);
+  d.block.expected = static_cast<int>(d.n_threads);
   d.shared.reset(new unsigned char[shared_bytes]);
   std::memset(d.shared.get(), 0xFF, shared_bytes);
-  if (d.fibers.size() < n_threads) d.fibers.resize(n_threads);
-  for (unsigned i = 0; i < n_threads; ++i) {
+  if (d.fibers.size() < d.n_threads) d.fibers.resize(d.n_threads);
+  for (unsigned i = 0; i < d.n_threads; ++i) {
     Fiber& fiber = d.fibers[i];
-    if (fiber.stack == nullptr) fiber.stack.reset(new char[kStackBytes]);
+    if (fiber.own_stack == nullptr) fiber.own_stack.reset(new char[kStackBytes]);
+    fiber.stack = fiber.own_stack.get();
+    fiber.stack_bytes = kStackBytes;
     fiber.number = i;
     fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
     fiber.done = false;
     fiber.waits_for = nullptr;
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_sp = fiber.own_stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, fiber_main, 0);
   }
 }
 
-void run_block(unsigned n_threads) {
+void run_block() {
   Device& d = device();
-  unsigned left = n_threads;
-  while (left != 0) {
-    bool progress = false;
-    for (unsigned i = 0; i < n_threads; ++i) {
-      Fiber& fiber = d.fibers[settings().descending ? n_threads - 1 - i : i];
-      if (fiber.done || (fiber.waits_for != nullptr && fiber.waits_for->held == fiber.waits_until)) continue;
-      resume(fiber);
-      progress = true;
-      if (fiber.done) --left;
-    }
-    if (!progress) fail("threads wait for others that never arrive");
+  d.current = &d.scheduler;
+  switch_to(next_after(settings().descending ? 0 : d.n_threads - 1));
+  for (unsigned i = 0; i < d.n_threads; ++i) {
+    if (d.fibers[i].done) continue;
+    threadIdx = d.fibers[i].index;
+    fail("a thread waits for others that never arrive");
   }
 }
 
@@ -200,8 +209,8 @@ void fail(const std::string& message) {
 
 void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
   Device& d = device();
-  const unsigned n_threads = block.x * block.y * block.z;
-  launches().push_back({kernel, int64_t{grid.x} * grid.y * grid.z, n_threads, 0, 0});
+  d.n_threads = block.x * block.y * block.z;
+  launches().push_back({kernel, int64_t{grid.x} * grid.y * grid.z, d.n_threads, 0, 0});
   d.launch = &launches().back();
   gridDim = grid;
   blockDim = block;
@@ -213,8 +222,8 @@ void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const s
       for (int64_t x = first; x < grid.x; ++x) {
         const int64_t at = settings().descending ? grid.x - 1 - (x - first) : x;
         blockIdx = {static_cast<unsigned>(at), static_cast<unsigned>(y), static_cast<unsigned>(z)};
-        prepare_block(n_threads, shared_bytes);
-        run_block(n_threads);
+        prepare_block(shared_bytes);
+        run_block();
       }
     }
   }

@@ -37,7 +37,7 @@ struct Launch {
 };
 
 struct Settings {
-  bool descending = false;         // order of blocks, and of threads in a block
+  bool descending = false;          // order of blocks, and of threads in a block
   int64_t blocks_from_the_end = 0;  // not 0: only so many of the last blocks of gridDim.x run
 };
 

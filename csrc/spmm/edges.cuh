@@ -48,8 +48,8 @@ __device__ inline int64_t row_of_output(const int64_t* rows, const Group& group,
   return group.broadcast(group.lane == 0 ? load(rows + out) : 0, 0);
 }
 
-// Calls f(row, edges of the row, those of them in [first, last)) for each row with edges in [first, last), which must not
-// be empty.
+// Calls f(row, edges of the row, those of them in [first, last)) for each row with edges in [first, last), which must
+// not be empty.
 template <typename F>
 __device__ void for_rows(const Csr& a, const Group& group, int64_t first, int64_t last, const F& f) {
   int64_t row = group.broadcast(group.lane == 0 ? row_of_edge(a, 0, first) : 0, 0);
@@ -70,8 +70,8 @@ inline int group_size(int64_t accesses) {
   return size;
 }
 
-// The most bytes a lane can move at once, of those there are kernels for, where everything is a multiple of `all`'s lowest
-// bit.
+// The most bytes a lane can move at once, of those there are kernels for, where everything is a multiple of `all`'s
+// lowest bit.
 template <typename T>
 int widest_access(uintptr_t all) {
   if (all % 16 == 0) return 16;

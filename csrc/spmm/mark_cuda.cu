@@ -1,5 +1,5 @@
-// Which rows a computation needs, as bytes: the receptive field of wanted rows, layer by layer. All that threads write at
-// the same time is the same 1.
+// Which rows a computation needs, as bytes: the receptive field of wanted rows, layer by layer. All that threads write
+// at the same time is the same 1.
 #include "common/device.cuh"
 #include "spmm/edges.cuh"
 #include "spmm/spmm_cuda.h"

@@ -1,5 +1,5 @@
-// One dot product an edge. Edges are dealt out in equal segments whatever rows they are of; a group of lanes keeps the row
-// of g that its edges share, as far as its registers go, while the rows of x stream through.
+// One dot product an edge. Edges are dealt out in equal segments whatever rows they are of; a group of lanes keeps the
+// row of g that its edges share, as far as its registers go, while the rows of x stream through.
 #include "common/device.cuh"
 #include "spmm/edges.cuh"
 #include "spmm/spmm_cuda.h"
@@ -11,6 +11,7 @@ namespace {
 constexpr int kBlock = 256;
 constexpr int64_t kSegment = 128;  // edges a group
 constexpr int kUnroll = 4;
+constexpr int kBlocks = 2;  // on a multiprocessor at least: left to itself, ptxas spills registers for more
 
 template <typename T>
 struct Args {
@@ -25,8 +26,8 @@ struct Args {
   }
 };
 
-// This lane's share of the dot products of g and the rows of x that `count` lanes' col names, added over the lanes; lane i
-// gets that of edge i.
+// This lane's share of the dot products of g and the rows of x that `count` lanes' col names, added over the lanes;
+// lane i gets that of edge i.
 template <int kWidth, typename T>
 __device__ Accumulator<T> dots(const Args<T>& args, const Group& group, const Pack<T, kWidth>& g, int64_t col,
                                int count, int64_t column) {
@@ -55,7 +56,7 @@ __device__ Accumulator<T> dots(const Args<T>& args, const Group& group, const Pa
 }
 
 template <typename T, int kBytes>
-__global__ void __launch_bounds__(kBlock) sddmm_kernel(const Args<T> args) {
+__global__ void __launch_bounds__(kBlock, kBlocks) sddmm_kernel(const Args<T> args) {
   constexpr int kWidth = kBytes / static_cast<int>(sizeof(T));
   using A = Accumulator<T>;
   const Sddmm& call = args.call;

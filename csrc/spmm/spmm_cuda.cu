@@ -1,15 +1,14 @@
 // A row of y is computed by a group of lanes, each of which holds up to 16 bytes' worth of columns; the lanes fetch as
 // many edges at once as they are, hand them round and load the rows of x that these name, several at a time.
 //
-// A row of more than kSegment edges (a hub) would keep its group busy long after all others are done. The array of edges
-// is cut at multiples of kSegment; what a hub has in a segment is summed by a group of its own into the workspace, and a
-// second launch adds these partial sums up. A segment meets two hubs at most: one that has its first edge, whose partial
-// sum goes to slot 2 s, and one that begins within it and goes on beyond it, to slot 2 s + 1. So slots follow from
-// rowptr, and no list of hubs is needed.
-#include "spmm/spmm_cuda.h"
-
+// A row of more than kSegment edges (a hub) would keep its group busy long after all others are done. The array of
+// edges is cut at multiples of kSegment; what a hub has in a segment is summed by a group of its own into the
+// workspace, and a second launch adds these partial sums up. A segment meets two hubs at most: one that has its first
+// edge, whose partial sum goes to slot 2 s, and one that begins within it and goes on beyond it, to slot 2 s + 1. So
+// slots follow from rowptr, and no list of hubs is needed.
 #include "common/device.cuh"
 #include "spmm/edges.cuh"
+#include "spmm/spmm_cuda.h"
 
 namespace crane::cuda {
 
@@ -18,6 +17,7 @@ namespace {
 constexpr int kBlock = 256;
 constexpr int64_t kSegment = 256;
 constexpr int kUnroll = 4;  // rows of x that a lane has under way at a time
+constexpr int kBlocks = 2;  // on a multiprocessor at least: left to itself, ptxas spills registers for more
 
 template <typename T>
 struct Args {
@@ -144,61 +144,62 @@ __device__ bool is_hub(int64_t begin, int64_t end) { return end - begin > kSegme
 // Where the partial sum of a hub that begins with edge `begin` goes, of the segment s.
 __device__ int64_t slot_of(int64_t s, int64_t begin) { return 2 * s + (begin > s * kSegment ? 1 : 0); }
 
-// The hubs' edges in segment s.
-template <int kBytes, typename Total, typename T>
-__device__ void partial_sums(const Args<T>& args, const Group& group, int64_t s, int64_t column) {
-  constexpr int kWidth = kBytes / static_cast<int>(sizeof(T));
+// What a group has to do: the edges [begin, end) of a row of n_edges, to a row of y, or to a slot of the workspace.
+struct Task {
+  bool exists;
+  int64_t begin, end, row, n_edges;
+  int64_t out;   // whole rows
+  int64_t slot;  // parts of hubs; else -1
+};
+
+template <typename T>
+__device__ Task slot_task(const Args<T>& args, const Group& group, int64_t slot) {
+  constexpr Task kNone{};
   const Csr& a = args.call.a;
-  if (args.wanted_slots != nullptr) {
-    const uint8_t slot = group.lane < 2 ? load(args.wanted_slots + 2 * s + group.lane) : 0;
-    if (group.ballot(slot != 0) == 0) return;
-  }
-  const int64_t first = s * kSegment;
-  const int64_t last = (first + kSegment < a.n_edges ? first + kSegment : a.n_edges) - 1;
-  int64_t mine = 0;  // of lanes 0 and 1: the rows of the first and the last edge
-  if (group.lane < 2) mine = row_of_edge(a, 0, group.lane == 0 ? first : last);
-  const int64_t last_row = group.broadcast(mine, 1);
-  int64_t row = group.broadcast(mine, 0);
-  for (bool again = true; again; row = last_row) {
-    again = row != last_row;
-    const Range edges = edges_of_row(a, group, row);
-    if (!is_hub(edges.begin, edges.end)) continue;
-    const int64_t slot = slot_of(s, edges.begin);
-    if (args.wanted_slots != nullptr && group.broadcast(group.lane == 0 ? load(args.wanted_slots + slot) : 0, 0) == 0) {
-      continue;
-    }
-    if (!wants(args.call.y_mask, group, row)) continue;
-    Total total;
-    gather<kBytes>(args, group, edges.begin > first ? edges.begin : first, edges.end <= last ? edges.end : last + 1,
-                   column, total);
-    if (column >= args.call.width) continue;
-    Pack<Accumulator<T>, kWidth> pack;
-#pragma unroll
-    for (int k = 0; k < kWidth; ++k) pack.v[k] = total.value[k];
-    store_pack<kWidth>(args.partial + slot * args.call.width + column, pack);
-    store_argmax<kWidth>(args.partial_argmax + slot * args.call.width + column, total);
-  }
+  if (!wants(args.wanted_slots, group, slot)) return kNone;
+  const int64_t first = slot / 2 * kSegment;
+  const int64_t last = first + kSegment < a.n_edges ? first + kSegment : a.n_edges;
+  const int64_t row = group.broadcast(group.lane == 0 ? row_of_edge(a, 0, slot % 2 == 0 ? first : last - 1) : 0, 0);
+  const Range edges = edges_of_row(a, group, row);
+  if (!is_hub(edges.begin, edges.end) || slot_of(slot / 2, edges.begin) != slot) return kNone;
+  if (!wants(args.call.y_mask, group, row)) return kNone;
+  return {true, edges.begin > first ? edges.begin : first, edges.end < last ? edges.end : last, row, 0, 0, slot};
 }
 
-// First the segments, which take longest, then the rows.
+template <typename T>
+__device__ Task row_task(const Args<T>& args, const Group& group, int64_t out) {
+  constexpr Task kNone{};
+  if (out >= args.call.n_out || !wants(args.call.y_mask, group, out)) return kNone;
+  const int64_t row = row_of_output(args.call.rows, group, out);
+  const Range edges = edges_of_row(args.call.a, group, row);
+  if (args.n_segments > 0 && is_hub(edges.begin, edges.end)) return kNone;
+  return {true, edges.begin, edges.end, row, edges.end - edges.begin, out, -1};
+}
+
+// First the slots, which take longest, then the rows.
 template <typename T, int kBytes, template <typename, int> class Reduction>
-__global__ void __launch_bounds__(kBlock) spmm_kernel(const Args<T> args) {
+__global__ void __launch_bounds__(kBlock, kBlocks) spmm_kernel(const Args<T> args) {
   constexpr int kWidth = kBytes / static_cast<int>(sizeof(T));
-  using Total = Reduction<Accumulator<T>, kWidth>;
+  const int64_t width = args.call.width;
   const Group group(args.group);
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * group.size + group.lane) * kWidth;
   const int64_t item = static_cast<int64_t>(blockIdx.x) * (kBlock / group.size) + group.number();
-  if (item < args.n_segments) return partial_sums<kBytes, Total>(args, group, item, column);
-  const int64_t out = item - args.n_segments;
-  if (out >= args.call.n_out || !wants(args.call.y_mask, group, out)) return;
-  const int64_t row = row_of_output(args.call.rows, group, out);
-  const Range edges = edges_of_row(args.call.a, group, row);
-  if (args.n_segments > 0 && is_hub(edges.begin, edges.end)) return;
-  Total total;
-  gather<kBytes>(args, group, edges.begin, edges.end, column, total);
-  if (column >= args.call.width) return;
-  finish<kWidth>(args, out, row, edges.end - edges.begin, column, total);
-  if (args.call.argmax != nullptr) store_argmax<kWidth>(args.call.argmax + out * args.call.width + column, total);
+  const int64_t n_slots = 2 * args.n_segments;
+  const Task task = item < n_slots ? slot_task(args, group, item) : row_task(args, group, item - n_slots);
+  if (!task.exists) return;
+  Reduction<Accumulator<T>, kWidth> total;
+  gather<kBytes>(args, group, task.begin, task.end, column, total);
+  if (column >= width) return;
+  if (task.slot < 0) {
+    finish<kWidth>(args, task.out, task.row, task.n_edges, column, total);
+    if (args.call.argmax != nullptr) store_argmax<kWidth>(args.call.argmax + task.out * width + column, total);
+    return;
+  }
+  Pack<Accumulator<T>, kWidth> pack;
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) pack.v[k] = total.value[k];
+  store_pack<kWidth>(args.partial + task.slot * width + column, pack);
+  store_argmax<kWidth>(args.partial_argmax + task.slot * width + column, total);
 }
 
 // Says which partial sums the hubs among `rows` need.
@@ -233,10 +234,10 @@ __device__ void add_partial_sums(const Args<T>& args, int64_t begin, int64_t fro
   }
 }
 
-// The second phase: kBlock rows a block. All its groups add up the partial sums of one hub after the other, each group a
-// run of them, and the first one adds up what these found.
+// The second phase: kBlock rows a block. All its groups add up the partial sums of one hub after the other, each group
+// a run of them, and the first one adds up what these found.
 template <typename T, template <typename, int> class Reduction>
-__global__ void __launch_bounds__(kBlock) spmm_hubs_kernel(const Args<T> args) {
+__global__ void __launch_bounds__(kBlock, kBlocks) spmm_hubs_kernel(const Args<T> args) {
   using Total = Reduction<Accumulator<T>, 1>;
   CRANE_DYNAMIC_SHARED(Total, sums);  // a group's lanes, for each group
   __shared__ Range ranges[kBlock];
@@ -302,7 +303,7 @@ template <typename T, int kBytes, template <typename, int> class Reduction>
 const char* run_rows(Args<T> args, void* stream) {
   constexpr int kWidth = kBytes / static_cast<int>(sizeof(T));
   args.group = group_size(blocks(args.call.width, kWidth));
-  const int64_t items = args.n_segments + args.call.n_out;
+  const int64_t items = 2 * args.n_segments + args.call.n_out;
   const dim3 grid{static_cast<unsigned>(blocks(items, kBlock / args.group)),
                   static_cast<unsigned>(blocks(args.call.width, int64_t{args.group} * kWidth)), 1};
   return launch("spmm", spmm_kernel<T, kBytes, Reduction>, grid, kBlock, 0, stream, args);
@@ -339,8 +340,9 @@ const char* run(const Args<T>& args, void* stream) {
     }
     if (error != nullptr) return error;
   }
-  const char* error = with_access<T>(
-      access_bytes<T>(args.call), [&](auto bytes) { return run_rows<T, decltype(bytes)::value, Reduction>(args, stream); });
+  const char* error = with_access<T>(access_bytes<T>(args.call), [&](auto bytes) {
+    return run_rows<T, decltype(bytes)::value, Reduction>(args, stream);
+  });
   return error != nullptr || args.n_segments == 0 ? error : run_hubs<T, Reduction>(args, stream);
 }
 

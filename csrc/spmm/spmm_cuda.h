@@ -21,8 +21,9 @@ struct Csr {
 
 // y[k] = scale * (base[i] + reduction over the edges e of row i of value[e] * x[col[e]]), where i = rows[k], or k.
 //
-// Accumulates in float, for double in double, in an order that depends on the shapes alone: the same bits every time. The
-// mean of a row without edges is 0, as is its maximum. A mask holds one byte a row; what it leaves out is never touched.
+// Accumulates in float, for double in double, in an order that depends on the shapes alone: the same bits every time.
+// The mean of a row without edges is 0, as is its maximum. A mask holds one byte a row; what it leaves out is never
+// touched.
 struct Spmm {
   Csr a;
   Type type;                 // of value, x, base and y

@@ -1,0 +1,9 @@
+// CUDA kernels of the operators that registration/ops.cpp defines, in a library of their own.
+#include <torch/csrc/stable/library.h>
+
+#include "spmm/spmm_cuda_tensors.h"
+
+STABLE_TORCH_LIBRARY_IMPL(crane_kernels, CUDA, m) {
+  m.impl("spmm", TORCH_BOX(&crane::cuda::spmm_tensors));
+  m.impl("propagate", TORCH_BOX(&crane::cuda::propagate_tensors));
+}

@@ -1,0 +1,70 @@
+// Sparse times dense on CUDA, for operators built on it.
+#pragma once
+
+#include <optional>
+
+#include "common/cuda_tensors.h"
+#include "spmm/spmm_cuda.h"
+
+namespace crane::cuda {
+
+inline Type type_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return Type::kFloat;
+    case ScalarType::Double:
+      return Type::kDouble;
+    case ScalarType::Half:
+      return Type::kHalf;
+    case ScalarType::BFloat16:
+      return Type::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, "x: expected float32, float64, float16 or bfloat16");
+  }
+}
+
+// The arrays of a graph, after their checks against a matrix whose rows have its dtype and device. What rowptr and col
+// hold is on the device and is believed.
+inline Csr csr_of(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Tensor& x) {
+  STD_TORCH_CHECK(x.is_cuda() && x.dim() == 2, "x: expected a CUDA matrix");
+  const bool wide = col.scalar_type() == ScalarType::Long;
+  check_vector(rowptr, ScalarType::Long, x, "rowptr");
+  check_vector(col, wide ? ScalarType::Long : ScalarType::Int, x, "col");
+  check_vector(value, x.scalar_type(), x, "value");
+  STD_TORCH_CHECK(rowptr.size(0) >= 1, "rowptr: expected at least one entry");
+  STD_TORCH_CHECK(col.size(0) == value.size(0), "col and value: expected the same number of edges");
+  return {rowptr.const_data_ptr<int64_t>(),
+          col.const_data_ptr(),
+          value.const_data_ptr(),
+          rowptr.size(0) - 1,
+          col.size(0),
+          wide};
+}
+
+// y = A x, everything else as when left alone. x must have dense rows.
+inline Spmm call_of(const Csr& a, const Tensor& x, const Tensor& y) {
+  Spmm call{};
+  call.a = a;
+  call.type = type_of(x);
+  call.x = x.const_data_ptr();
+  call.y = y.mutable_data_ptr();
+  call.n_out = y.size(0);
+  call.width = x.size(1);
+  call.x_stride = x.stride(0);
+  call.scale = 1;
+  return call;
+}
+
+inline void run(const Spmm& call, const Tensor& x, const Queue& queue) {
+  const Tensor workspace = device_bytes(x, spmm_workspace(call));
+  check_launch(spmm(call, workspace.mutable_data_ptr(), queue.stream()));
+}
+
+Tensor spmm_tensors(const Tensor& rowptr, const Tensor& col, const Tensor& value, const std::optional<Tensor>& rowptr_t,
+                    const std::optional<Tensor>& col_t, const std::optional<Tensor>& value_t, const Tensor& x);
+
+Tensor propagate_tensors(const Tensor& rowptr, const Tensor& col, const Tensor& value,
+                         const std::optional<Tensor>& rowptr_t, const std::optional<Tensor>& col_t,
+                         const std::optional<Tensor>& value_t, const Tensor& x, int64_t layers);
+
+}  // namespace crane::cuda
