@@ -16,17 +16,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the metrics of a run's best weights on a split; returns the exit code."""
     with user_errors():
         trained = load_run(arguments.run)
-    evaluation = trained.config.evaluation
-    user, item = trained.model.embeddings()
-    values = evaluate_split(
-        trained.dataset,
-        arguments.split,
-        user,
-        item,
-        mask_validation=arguments.mask_validation or evaluation.mask_validation,
-        ks=evaluation.ks,
-        metrics=evaluation.metrics,
-    )
+        evaluation = trained.config.evaluation
+        user, item = trained.model.embeddings()
+        values = evaluate_split(
+            trained.dataset,
+            arguments.split,
+            user,
+            item,
+            mask_validation=arguments.mask_validation or evaluation.mask_validation,
+            ks=evaluation.ks,
+            metrics=evaluation.metrics,
+        )
     title = f"{arguments.split}, epoch {trained.state.best_epoch}"
     Console().print(metrics_table(evaluation, values, title))
     return 0
