@@ -1,0 +1,74 @@
+"""The CUDA library as built: it loads beside this torch, registers its operators, and its kernels do not spill."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import crane_kernels
+from crane_kernels import Graph, dispatch, extension
+
+OPERATORS = ("spmm", "propagate")
+
+
+@pytest.fixture(scope="module")
+def record() -> dict[str, object]:
+    """What the build says of the CUDA kernels."""
+    description = extension.cuda_description()
+    if description.startswith("none: "):
+        pytest.skip(description.removeprefix("none: "))
+    return extension.build_record()["cuda"]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_have_a_cuda_kernel_beside_the_cpu_one(record: dict[str, object], name: str):
+    for key in ("CPU", "CUDA"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"crane_kernels::{name}", key)
+    schema = str(getattr(torch.ops.crane_kernels, name).default._schema)
+    assert schema.startswith(f"crane_kernels::{name}(Tensor rowptr, Tensor col, Tensor value, ")
+    assert schema.endswith("-> Tensor")
+
+
+@pytest.mark.skipif(not torch.cuda.device_count(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_results_on_a_device(record: dict[str, object], dtype: torch.dtype):
+    graph = Graph.from_edges([0, 1, 1], [1, 0, 1], [2.0, 1.0, 4.0], shape=(2, 2)).to("cuda")
+    x = torch.tensor([[1.0], [2.0]], device="cuda", dtype=dtype, requires_grad=True)
+    y = crane_kernels.spmm(graph, x, implementation="cuda")
+    assert y.tolist() == [[4.0], [9.0]]
+    y.sum().backward()
+    assert x.grad.tolist() == [[1.0], [6.0]]
+    mean = crane_kernels.propagate(graph, x, 1, implementation="cuda")
+    assert mean.tolist() == [[2.5], [5.5]]
+
+
+def test_the_build_says_what_it_is_for(record: dict[str, object]):
+    assert record["built"] is True
+    assert extension.cuda_description().startswith(f"built with nvcc {record['nvcc']} for ")
+    assert record["architectures"]
+
+
+def test_registers(record: dict[str, object]):
+    kernels = record["kernels"]
+    assert {name.partition("<")[0] for name, *_ in kernels} == {
+        "mark_columns_kernel",
+        "mark_rows_kernel",
+        "sddmm_kernel",
+        "spmm_hubs_kernel",
+        "spmm_kernel",
+        "spmm_wanted_kernel",
+    }
+    assert [(name, architecture) for name, architecture, _, spilled in kernels if spilled] == []
+    # 256 threads a block and 65,536 registers: 128 leave room for two blocks, 80 for three.
+    assert max(registers for _, _, registers, _ in kernels) <= 128
+    plain = [registers for name, _, registers, _ in kernels if name.startswith("spmm_kernel<float, 16, Sum")]
+    assert max(plain) <= 80
+
+
+@pytest.mark.parametrize("operation", OPERATORS)
+def test_tensors_elsewhere_are_refused(operation: str):
+    graph = Graph.from_edges([0, 1], [1, 0], shape=(2, 2))
+    implementation = next(i for i in dispatch._registry[operation] if i.name == "cuda")
+    assert implementation.refuses(graph, torch.ones(2, 1)) == "x is on device cpu, not on a CUDA device"
+    with pytest.raises(RuntimeError, match="'cuda' was requested but"):
+        dispatch.call(operation, "cuda", graph, torch.ones(2, 1), *([1] if operation == "propagate" else []))
