@@ -84,7 +84,10 @@ def cuda_description() -> str:
     if _cuda_missing is not None:
         return f"none: {_cuda_missing}"
     cuda = build_record().get("cuda", {})
-    return f"built with nvcc {cuda.get('nvcc', '?')} for {', '.join(cuda.get('architectures', [])) or '?'}"
+    targets = []
+    for number, _, kind in (name.partition("-") for name in cuda.get("architectures", [])):
+        targets += [f"sm_{number}"] * (kind != "virtual") + [f"PTX {number}"] * (kind != "real")
+    return f"built with nvcc {cuda.get('nvcc', '?')} for {', '.join(targets)}"
 
 
 def host() -> ModuleType:

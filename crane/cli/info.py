@@ -17,6 +17,7 @@ def run(_arguments: argparse.Namespace) -> int:
     facts += [
         ("extension", found["extension"]),
         ("instruction set", found["instruction_set"] or "torch's own"),
+        ("CUDA kernels", found["cuda_kernels"]),
         ("processor", f"{found['processor']}, {found['cores']} cores"),
         ("threads", found["threads"]),
         ("devices", ", ".join(found["devices"])),

@@ -33,6 +33,7 @@ def environment() -> dict[str, Any]:
         "devices": _devices(),
         "extension": extension.missing() or "built",
         "instruction_set": extension.instruction_set(),
+        "cuda_kernels": extension.cuda_description(),
         "operations": operations(),
     }
 
