@@ -26,7 +26,7 @@ class LightGCNConfig:
 
     dim: int = 64
     layers: int = 3
-    l2: float = 1e-3
+    l2: float = 1e-2
 
     def __post_init__(self) -> None:
         check_at_least("dim", self.dim, 1)
