@@ -36,7 +36,12 @@ class VBPR(Recommender):
     """An item is [embedding | projected features of each modality]; a user has an embedding of that width."""
 
     config_class: ClassVar[type[Any]] = VBPRConfig
-    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 1e-3}
+    training_defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 2e-3,
+        "epochs": 60,
+        "eval_every": 2,
+        "patience": 8,
+    }
 
     def __init__(self, dataset: Dataset, config: VBPRConfig, generator: torch.Generator) -> None:
         super().__init__(dataset, config, generator)
