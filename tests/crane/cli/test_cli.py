@@ -22,7 +22,7 @@ from crane.config import RunConfig
 from crane.models import MODELS, LightGCN, Loss
 from crane.training.run import RunFolder
 
-SMALL = ("--model", "lightgcn", "--set", "model.dim=8", "training.batch_size=128", "training.learning_rate=0.01")
+SMALL = ("--model", "lightgcn", "--set", "model.dim=8", "training.batch_size=128", "training.eval_every=1")
 
 
 @dataclass

@@ -40,7 +40,16 @@ def tiny_config(data: Path, *settings: str) -> RunConfig:
     base = {
         "model": {"name": "lightgcn", "dim": 8, "layers": 2},
         "data": {"path": str(data)},
-        "training": {"epochs": 4, "batch_size": 128, "learning_rate": 0.01, "threads": 1},
+        # Spelled out, so that the tests do not depend on what suits LightGCN.
+        "training": {
+            "epochs": 4,
+            "batch_size": 128,
+            "learning_rate": 0.01,
+            "schedule": "constant",
+            "eval_every": 1,
+            "patience": 20,
+            "threads": 1,
+        },
     }
     return RunConfig.from_mapping(merge(base, settings))
 
