@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cuda_on_cpu/cuda_on_cpu.h"
+#include "propagate/propagate_cuda.h"
 #include "spmm/spmm_cuda.h"
 
 namespace {
@@ -123,6 +124,21 @@ const char* spmm(Folder& folder) {
   return crane::cuda::spmm(call, folder.output("workspace", crane::cuda::spmm_workspace(call)), nullptr);
 }
 
+const char* propagate(Folder& folder) {
+  crane::cuda::Propagate call{};
+  call.a = graph(folder);
+  call.type = static_cast<crane::cuda::Type>(folder.integer("type"));
+  call.x = folder.array("x");
+  call.rows = reinterpret_cast<const int64_t*>(folder.array("rows"));
+  call.n_out = folder.integer("n_out");
+  call.width = folder.integer("width");
+  call.x_stride = folder.integer("x_stride", call.width);
+  call.layers = folder.integer("layers");
+  call.y = folder.output("y", static_cast<size_t>(call.n_out * call.width) * element_bytes(folder.integer("type")));
+  void* workspace = folder.output("workspace", crane::cuda::propagate_workspace(call));
+  return crane::cuda::propagate(call, workspace, nullptr);
+}
+
 const char* sddmm(Folder& folder) {
   crane::cuda::Sddmm call{};
   call.a = graph(folder);
@@ -158,7 +174,10 @@ int main(int, char** arguments) {
   Folder folder(arguments[2]);
   cuda_on_cpu::settings().descending = folder.integer("descending") != 0;
   cuda_on_cpu::settings().blocks_from_the_end = folder.integer("blocks_from_the_end");
-  const char* error = operation == "spmm" ? spmm(folder) : operation == "sddmm" ? sddmm(folder) : reach(folder);
+  const char* error = operation == "spmm"        ? spmm(folder)
+                      : operation == "propagate" ? propagate(folder)
+                      : operation == "sddmm"     ? sddmm(folder)
+                                                 : reach(folder);
   if (error != nullptr) {
     std::fprintf(stderr, "%s\n", error);
     return 2;

@@ -1,5 +1,5 @@
-// Small kernels, right and wrong ones, for the tests of the CPU's stand-in itself. Arguments: the scenario, and anything
-// more for a descending order of threads.
+// Small kernels, right and wrong ones, for the tests of the CPU's stand-in itself. Arguments: the scenario, and
+// anything more for a descending order of threads.
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -28,9 +28,10 @@ __global__ void reverse(const int* in, int* out, bool barrier) {
 __global__ void warp(int* out) {
   const Group group(8);
   const int at = static_cast<int>(threadIdx.x);
-  if (group.number() == 2) return;  // other groups do not care
+  if (group.number() == 2) return;                                  // other groups do not care
   for (int i = 0; i < group.number(); ++i) __syncwarp(group.mask);  // groups go at a pace of their own
-  store(out + at, group.sum(at) * 10000 + static_cast<int>(group.ballot(at % 2 == 1)) * 10 + group.broadcast(at % 8, 3));
+  store(out + at,
+        group.sum(at) * 10000 + static_cast<int>(group.ballot(at % 2 == 1)) * 10 + group.broadcast(at % 8, 3));
 }
 
 __global__ void a_lane_is_missing() {

@@ -1,0 +1,25 @@
+// Graph propagation with layer averaging on CUDA: raw pointers to device memory and a stream, no torch.
+#pragma once
+
+#include "spmm/spmm_cuda.h"
+
+namespace crane::cuda {
+
+// y[k] = mean over l = 0 .. layers of (A^l x)[rows[k]], or [k]. With rows, a layer is computed only where the wanted
+// rows reach.
+struct Propagate {
+  Csr a;  // square
+  Type type;
+  const void* x;        // rows x_stride elements apart
+  void* y;              // n_out rows of width elements
+  const int64_t* rows;  // null, or n_out rows
+  int64_t n_out, width, x_stride, layers;
+};
+
+// Bytes of device memory, aligned to 16, that the call needs while it runs.
+size_t propagate_workspace(const Propagate& call);
+
+// Returns null, or what went wrong.
+const char* propagate(const Propagate& call, void* workspace, void* stream);
+
+}  // namespace crane::cuda
