@@ -167,13 +167,16 @@ class CRANE(Recommender):
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Loss:
         batch, size = Batch(users, positives), len(users)
         initial = torch.cat([self.user_embedding, self.item_embedding])
-        behaviour, semantic = self._views(self.epoch_graph, initial, batch)
         rows = torch.cat([users, positives + self.n_users, negatives + self.n_users])
-        final = self._final(behaviour, semantic, batch, rows)
-        triples = torch.arange(size, device=users.device)
-        parts = {"bpr": bpr_loss(final[:size], final[size:], triples, triples, triples + size)}
+        # Each node of the batch is gathered once: the gradient of every gather is as large as the whole table.
+        nodes, places = torch.unique(rows, return_inverse=True)
+        views = self._views(self.epoch_graph, initial, batch)
+        behaviour, semantic = (view.index_select(0, nodes) for view in views)
+        final = self._final(behaviour, semantic, batch, nodes)
+        triples = places.split(size)
+        parts = {"bpr": bpr_loss(final, final, *triples)}
         if self.config.contrastive_weight:
-            parts["contrastive"] = self.config.contrastive_weight * self._contrast(behaviour, semantic, batch)
+            parts["contrastive"] = self.config.contrastive_weight * self._contrast(behaviour, semantic, *triples[:2])
         if self.config.l2:
             parts["l2"] = self.config.l2 * half_squared_norm(initial.index_select(0, rows)) / size
         return Loss(torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()})
@@ -202,9 +205,7 @@ class CRANE(Recommender):
         return behaviour, torch.cat([users, items])
 
     def _final(self, behaviour: Tensor, semantic: Tensor, batch: Batch | None, rows: Tensor | None) -> Tensor:
-        """Vectors whose dot products are the scores, of all nodes or of ``rows``: (n, d), or (n, 2d) with features."""
-        if rows is not None:
-            behaviour, semantic = behaviour.index_select(0, rows), semantic.index_select(0, rows)
+        """Vectors whose dot products are the scores, from the views of all nodes or ``rows``: (n, d), or (n, 2d)."""
         if self.refinement is None:
             return behaviour + semantic
         refined = self.refinement(lambda items: self._profiles(items, batch), rows)
@@ -218,11 +219,11 @@ class CRANE(Recommender):
             count = count - torch.bincount(batch.users, minlength=self.n_users)
         return total / count.clamp_min(1)[:, None]
 
-    def _contrast(self, behaviour: Tensor, semantic: Tensor, batch: Batch) -> Tensor:
-        """InfoNCE between the behaviour and semantic views of the batch's items, and of its users."""
-        loss = self._info_nce(behaviour, semantic, torch.unique(batch.positives) + self.n_users)
+    def _contrast(self, behaviour: Tensor, semantic: Tensor, users: Tensor, positives: Tensor) -> Tensor:
+        """InfoNCE between the two views of the batch's items, and of its users, given as rows of the views."""
+        loss = self._info_nce(behaviour, semantic, torch.unique(positives))
         if self.config.profile_weight:
-            loss = loss + self._info_nce(behaviour, semantic, torch.unique(batch.users))
+            loss = loss + self._info_nce(behaviour, semantic, torch.unique(users))
         return loss
 
     def _info_nce(self, a: Tensor, b: Tensor, rows: Tensor) -> Tensor:

@@ -48,44 +48,32 @@ def gram_form(
     computation and one pass over the rows, X_m <- X_m + relu(X_m B_m) V_m with B_m = W_m C_m. Where only some ``rows``
     are wanted, the last pass is over them alone.
     """
-    features = x.unbind(1)
     if recursions == 0 and rows is not None:
         return x.index_select(0, rows)
     for recursion in range(recursions):
-        gram, sums = _Moments.apply(*features)  # type: ignore[no-untyped-call]
+        gram, sums = _Moments.apply(x.flatten(1))  # type: ignore[no-untyped-call]
         correlation = torch.tanh((gram @ w_joint + sums[:, None] * b_joint) * scale).view_as(w_attend)
         mixed = w_attend @ correlation
         if rows is not None and recursion == recursions - 1:
-            features = tuple(feature.index_select(0, rows) for feature in features)
-        features = tuple(
-            torch.addmm(feature, torch.relu_(feature @ mixed[m]), w_out[m]) for m, feature in enumerate(features)
-        )
-    return torch.stack(features, 1)
+            x = x.index_select(0, rows)
+        refined = [torch.addmm(part, torch.relu_(part @ mixed[m]), w_out[m]) for m, part in enumerate(x.unbind(1))]
+        x = torch.stack(refined, 1)
+    return x
 
 
 class _Moments(torch.autograd.Function):
-    """Gram matrix (Md, Md) and column sums (Md,) of [X_1 | ... | X_M].
+    """Gram matrix (Md, Md) and column sums (Md,) of X (N, Md).
 
     The Gram matrix has gradient X (D + D^T), one product; autograd alone would spend two on it.
     """
 
     @staticmethod
-    def forward(ctx: Any, *features: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(*features)
-        stacked = torch.cat(features, 1)
-        return stacked.T @ stacked, stacked.sum(0)
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x)
+        return x.T @ x, x.sum(0)
 
     @staticmethod
-    def backward(ctx: Any, grad_gram: Tensor, grad_sums: Tensor) -> tuple[Tensor, ...]:
-        features: tuple[Tensor, ...] = ctx.saved_tensors
-        d = features[0].shape[1]
+    def backward(ctx: Any, grad_gram: Tensor, grad_sums: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
         # Under autocast the moments may be narrower than the features.
-        symmetric, grad_sums = (grad.to(features[0].dtype) for grad in (grad_gram + grad_gram.T, grad_sums))
-        grads = []
-        for m in range(len(features)):
-            column = slice(m * d, (m + 1) * d)
-            grad = grad_sums[column]
-            for j, feature in enumerate(features):
-                grad = torch.addmm(grad, feature, symmetric[j * d : (j + 1) * d, column])
-            grads.append(grad)
-        return tuple(grads)
+        return torch.addmm(grad_sums.to(x.dtype), x, (grad_gram + grad_gram.T).to(x.dtype))
