@@ -129,7 +129,7 @@ def export(run_dir: str | Path, dataset: Dataset, user: Tensor, item: Tensor) ->
     tensors = {"user": user, "item": item, "seen.rowptr": seen.rowptr, "seen.col": seen.col}
     tensors |= _pack_ids("user_ids", dataset.user_ids) | _pack_ids("item_ids", dataset.item_ids)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(Path(run_dir) / EXPORT, lambda path: save_file(plain, path, {"format": "pt", "version": "1"}))
+    write_atomically(Path(run_dir) / EXPORT, lambda path: save_file(plain, path, {"format": "pt"}))
 
 
 def load(run_dir: str | Path) -> TrainedModel:

@@ -21,7 +21,14 @@ def compiler() -> str:
 
 
 @pytest.fixture(scope="session")
-def emulator(compiler: str, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+def programs(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled programs are kept: from one session to the next, where pytest has a cache."""
+    cache = getattr(pytestconfig, "cache", None)  # absent under -p no:cacheprovider
+    return cache.mkdir("cuda-on-cpu") if cache else tmp_path_factory.mktemp("cuda-on-cpu")
+
+
+@pytest.fixture(scope="session")
+def emulator(compiler: str, programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Emulator:
     """Runs the kernels of sparse times dense."""
-    program = build(HERE / "emulated.cpp", pytestconfig.cache.mkdir("cuda-on-cpu"), compiler)
+    program = build(HERE / "emulated.cpp", programs, compiler)
     return Emulator(program, tmp_path_factory.mktemp("calls"))

@@ -13,12 +13,10 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def run(compiler: str, pytestconfig: pytest.Config) -> Run:
+def run(compiler: str, programs: Path) -> Run:
     """Runs a scenario of ``stand_in.cpp``."""
     sources = (ROOT / "csrc/cuda_on_cpu/cuda_on_cpu.cpp",)
-    program = build(
-        Path(__file__).with_name("stand_in.cpp"), pytestconfig.cache.mkdir("cuda-on-cpu"), compiler, sources
-    )
+    program = build(Path(__file__).with_name("stand_in.cpp"), programs, compiler, sources)
     return lambda *arguments: subprocess.run([program, *arguments], capture_output=True, text=True)
 
 
