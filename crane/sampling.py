@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,13 +26,19 @@ class EpochSampler:
         seed: the run's seed.
 
     Raises:
-        ValueError: there are no training interactions.
+        ValueError: there are no training interactions, or a user has every item and no negative can be drawn.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
         if not len(dataset.train):
             raise ValueError(f"the data set {dataset.name} has no training interactions, expected at least one")
         self.graph = dataset.graph("train")
+        full = np.flatnonzero(self.graph.rowptr.diff().numpy() == dataset.n_items)
+        if len(full):
+            raise ValueError(
+                f"the user {dataset.user_ids[full[0]]} has every one of the {dataset.n_items} items in training, "
+                "expected at least one item that can serve as a negative"
+            )
         self.users = torch.from_numpy(dataset.train.users)
         self.items = torch.from_numpy(dataset.train.items)
         self.batch_size = batch_size

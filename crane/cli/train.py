@@ -73,7 +73,9 @@ def _resumed(arguments: argparse.Namespace, console: Console) -> Trainer:
         folder = RunFolder(Path(arguments.resume))
         folder.check_run()
         config = RunConfig.load(folder.config)
-        threads = arguments.threads or config.training.threads or folder.read_environment()["threads"]
+        threads = arguments.threads
+        if threads is None:
+            threads = config.training.threads or folder.read_environment()["threads"]
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, threads=threads))
         dataset = load_dataset(config.data)
         return Trainer(config, dataset, folder, console_reporter(console))

@@ -116,7 +116,11 @@ class Refinement(nn.Module):
             x = recursive_cross_modal_attention(x, *weights, self.recursions, rows=rows)
         elif rows is not None:
             x = x.index_select(0, rows)
-        return F.normalize(torch.addmm(self.b_refined, x.flatten(1), self.w_refined))
+        x = x.flatten(1)
+        # A user without a profile stays zero: the bias alone gives no direction, and its gradient would be over zero.
+        known = x.any(1, keepdim=True)
+        refined = torch.addmm(self.b_refined, x, self.w_refined)
+        return F.normalize(refined.where(known, refined.new_ones(()))) * known
 
 
 class CRANE(Recommender):
@@ -212,18 +216,25 @@ class CRANE(Recommender):
         return torch.cat([behaviour + semantic, math.sqrt(self.config.feature_weight) * refined], 1)
 
     def _profiles(self, items: Tensor, batch: Batch | None) -> Tensor:
-        """Each user's mean over the rows of their training items, without the pairs of ``batch``: (I, w) to (U, w)."""
+        """Each user's mean over the rows of their training items, without the pairs of ``batch``: (I, w) to (U, w).
+
+        Rows of users without other items are exactly zero.
+        """
         total, count = spmm(self.interactions, items), self.degrees
         if batch is not None:
             total = total.index_add(0, batch.users, items.index_select(0, batch.positives), alpha=-1)
             count = count - torch.bincount(batch.users, minlength=self.n_users)
+            total = total.where((count > 0)[:, None], total.new_zeros(()))  # what is left of nothing is rounding error
         return total / count.clamp_min(1)[:, None]
 
     def _contrast(self, behaviour: Tensor, semantic: Tensor, users: Tensor, positives: Tensor) -> Tensor:
         """InfoNCE between the two views of the batch's items, and of its users, given as rows of the views."""
         loss = self._info_nce(behaviour, semantic, torch.unique(positives))
         if self.config.profile_weight:
-            loss = loss + self._info_nce(behaviour, semantic, torch.unique(users))
+            users = torch.unique(users)
+            users = users[semantic[users].any(1)]  # those with a profile
+            if len(users):
+                loss = loss + self._info_nce(behaviour, semantic, users)
         return loss
 
     def _info_nce(self, a: Tensor, b: Tensor, rows: Tensor) -> Tensor:

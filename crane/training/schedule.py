@@ -7,9 +7,9 @@ import math
 from crane.config import TrainingConfig
 
 
-def learning_rate_factor(training: TrainingConfig, epochs_done: float) -> float:
-    """What the learning rate is multiplied by, after ``epochs_done`` epochs (fractions count)."""
-    return _warmup(training, epochs_done) * _decay(training, epochs_done)
+def learning_rate_factor(training: TrainingConfig, before: float, after: float) -> float:
+    """What the learning rate is multiplied by in a step that leads from ``before`` to ``after`` epochs (fractions)."""
+    return _warmup(training, after) * _decay(training, before)
 
 
 def _warmup(training: TrainingConfig, epochs_done: float) -> float:

@@ -112,7 +112,7 @@ class Trainer:
             "epoch": number,
             "loss": loss,
             "parts": dict(zip(epoch.names[1:], parts, strict=True)),
-            "learning_rate": training.learning_rate * learning_rate_factor(training, number),
+            "learning_rate": training.learning_rate * learning_rate_factor(training, number - 1, number),
             "validation": validation,
             "train_seconds": trained - started,
             "evaluate_seconds": None if validation is None else time.perf_counter() - trained,
@@ -147,7 +147,7 @@ class Trainer:
     def _step(
         self, number: int, step: int, batch: tuple[Tensor, Tensor, Tensor], *, check: bool = False
     ) -> tuple[tuple[str, ...], Tensor]:
-        self._set_learning_rate(number - 1 + (step + 1) / len(self.sampler))
+        self._set_learning_rate(number - 1 + step / len(self.sampler), number - 1 + (step + 1) / len(self.sampler))
         self.optimizer.zero_grad()
         loss = self.model.loss(*batch)
         loss.total.backward()  # type: ignore[no-untyped-call]
@@ -158,8 +158,8 @@ class Trainer:
         self.optimizer.step()
         return ("loss", *loss.parts), torch.stack([loss.total.detach(), *loss.parts.values()])
 
-    def _set_learning_rate(self, epochs_done: float) -> None:
-        factor = learning_rate_factor(self.config.training, epochs_done)
+    def _set_learning_rate(self, before: float, after: float) -> None:
+        factor = learning_rate_factor(self.config.training, before, after)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.training.learning_rate * factor * group["lr_scale"]
 

@@ -62,3 +62,9 @@ def test_no_training_interactions_are_refused() -> None:
     nobody = Dataset("nobody", np.zeros(0, np.int64), np.arange(3), empty, empty, empty)
     with pytest.raises(ValueError, match="the data set nobody has no training interactions"):
         EpochSampler(nobody, 8, 0)
+
+
+def test_user_with_every_item_is_refused_by_name() -> None:
+    dataset = make_dataset([0, *[1] * 12], [3, *range(12)])
+    with pytest.raises(ValueError, match="the user 1 has every one of the 12 items in training"):
+        EpochSampler(dataset, 16, seed=0)

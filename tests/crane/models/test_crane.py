@@ -222,3 +222,28 @@ def test_features_are_required(make_dataset: MakeDataset) -> None:
 def test_settings_out_of_range_are_refused_by_name(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"^{setting} must be"):
         CRANEConfig(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_user_whose_items_are_all_in_the_batch_leaves_no_rounding_error(make_dataset: MakeDataset) -> None:
+    """Summing a user's items and taking them away again leaves 1e-8 of noise, which must not become a direction."""
+    dataset = make_dataset("image", "text")
+    batch = _all_items_of_some_users(dataset)
+    model = _model(dataset)
+    model.loss(*batch).total.backward()
+    exact = _model(dataset).double()
+    exact.interactions, exact.item_graph = exact.interactions.to(torch.float64), exact.item_graph.to(torch.float64)
+    exact.epoch_graph = exact.epoch_graph.to(torch.float64)
+    exact.loss(*batch).total.backward()
+    assert model.refinement is not None
+    assert exact.refinement is not None
+    found, expected = model.refinement.b_refined.grad, exact.refinement.b_refined.grad
+    assert found is not None
+    assert expected is not None
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-5)
+
+
+def _all_items_of_some_users(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor]:
+    """Every training pair of five users, with any other item as the negative."""
+    chosen = dataset.train.users < 5
+    users, items = torch.from_numpy(dataset.train.users[chosen]), torch.from_numpy(dataset.train.items[chosen])
+    return users, items, (items + 1) % dataset.n_items

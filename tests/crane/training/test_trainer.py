@@ -211,7 +211,7 @@ def test_parameters_that_overflow_in_the_last_step_are_found(
     tmp_path: Path, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(tmp_path / "run", "training.learning_rate=1e38", "training.batch_size=100000")
-    monkeypatch.setattr("crane.training.trainer.learning_rate_factor", lambda training, done: 1e10)
+    monkeypatch.setattr("crane.training.trainer.learning_rate_factor", lambda *_: 1e10)
     with pytest.raises(DivergenceError, match=r"epoch 1, step 1 of 1: the parameter '\w+_embedding' holds"):
         trainer.fit()
 
