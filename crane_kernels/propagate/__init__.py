@@ -32,10 +32,11 @@ def propagate(graph: Graph, x: Tensor, layers: int, *, implementation: str | Non
         (n, d), dtype of ``x``.
 
     Raises:
-        TypeError: ``x`` is no dense floating-point tensor, or ``layers`` is no int.
+        TypeError: ``graph`` is no Graph, or ``x`` no dense floating-point tensor, or ``layers`` is no int.
         ValueError: the graph is not square, ``layers`` is negative, or ``x`` has the wrong shape or device.
         RuntimeError: the requested implementation cannot serve the call.
     """
+    checks.instance("graph", graph, Graph)
     checks.matrix("x", x)
     checks.integer("layers", layers, 0)
     if graph.n_rows != graph.n_cols:

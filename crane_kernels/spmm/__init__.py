@@ -31,10 +31,11 @@ def spmm(graph: Graph, x: Tensor, *, implementation: str | None = None) -> Tenso
         y: (n_rows, d), dtype of ``x``; rows without edges are zero.
 
     Raises:
-        TypeError: ``x`` is no dense floating-point tensor.
+        TypeError: ``graph`` is no Graph, or ``x`` no dense floating-point tensor.
         ValueError: ``x`` has the wrong shape or lives on another device.
         RuntimeError: the requested implementation cannot serve the call.
     """
+    checks.instance("graph", graph, Graph)
     checks.matrix("x", x)
     checks.rows("x", x, graph.n_cols, "one for each column of the graph")
     checks.same_device("x", x, graph.device, "the graph")

@@ -117,3 +117,13 @@ def test_a_graph_without_edges():
 def test_refusals(change, error, text):
     with pytest.raises(error, match=text):
         prune_edges(**{"graph": interactions(), "keep": 0.5, "generator": np.random.default_rng(0), **change})
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_implementations_keep_the_same_edges_of_equal_keys_too(seed):
+    graph = interactions()
+    weightless = torch.rand(graph.nnz, generator=torch.Generator().manual_seed(seed)) < 0.8
+    graph = graph.with_value((~weightless).float())
+    kept = prune_edges(graph, 0.5, np.random.default_rng(seed))
+    expected = prune_edges(graph, 0.5, np.random.default_rng(seed), implementation="reference")
+    assert edges(kept) == edges(expected)

@@ -174,3 +174,8 @@ def test_what_the_compiled_kernel_refuses() -> None:
 def test_refuses_wrong_x(x: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         spmm(random_graph(6, 5, 12), x)
+
+
+def test_refuses_what_is_no_graph() -> None:
+    with pytest.raises(TypeError, match="graph: found Tensor, expected a crane_kernels Graph"):
+        spmm(torch.eye(3).to_sparse(), torch.ones(3, 2))
