@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from crane_kernels import extension
 from crane_kernels.graph import Graph
@@ -19,8 +20,15 @@ def refuses(graph: Graph, x: Tensor, *_: Any) -> str | None:
         return f"x is on device {x.device}, not on the CPU"
     if x.dtype not in DTYPES:
         return f"x has dtype {x.dtype}, not float32 or float64"
+    return refuses_derivatives(graph)
+
+
+def refuses_derivatives(graph: Graph) -> str | None:
+    """Which derivatives the compiled kernels of any device lack for this call; ``None`` when none."""
     if graph.value.requires_grad:
         return "the graph's values require gradients"
+    if forward_ad._current_level >= 0:  # a custom operator would take every tangent for zero
+        return "forward-mode differentiation is under way"
     return None
 
 

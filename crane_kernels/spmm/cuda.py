@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from crane_kernels.graph import Graph
-from crane_kernels.spmm.cpp import spmm
+from crane_kernels.spmm.cpp import refuses_derivatives, spmm
 
 __all__ = ["refuses", "spmm"]
 
@@ -16,6 +16,4 @@ def refuses(graph: Graph, x: Tensor, *_: Any) -> str | None:
     """Why the CUDA kernels cannot multiply ``graph`` by ``x``; ``None`` when they can."""
     if x.device.type != "cuda":
         return f"x is on device {x.device}, not on a CUDA device"
-    if graph.value.requires_grad:
-        return "the graph's values require gradients"
-    return None
+    return refuses_derivatives(graph)

@@ -179,3 +179,10 @@ def test_refuses_wrong_x(x: Tensor, error: type[Exception], message: str) -> Non
 def test_refuses_what_is_no_graph() -> None:
     with pytest.raises(TypeError, match="graph: found Tensor, expected a crane_kernels Graph"):
         spmm(torch.eye(3).to_sparse(), torch.ones(3, 2))
+
+
+def test_forward_mode_derivative_is_the_product_with_the_tangent() -> None:
+    graph = Graph.from_edges([0, 0, 2], [1, 2, 0], [1.0, 2.0, 3.0], shape=(3, 3))
+    x, tangent = torch.randn(3, 4), torch.randn(3, 4)
+    _, found = torch.func.jvp(lambda q: spmm(graph, q), (x,), (tangent,))
+    torch.testing.assert_close(found, spmm(graph, tangent))
