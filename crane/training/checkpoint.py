@@ -123,7 +123,10 @@ class Checkpoints:
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    try:
+        write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    except SafetensorError as error:  # a full disk, among others
+        raise OSError(f"the checkpoint {path} cannot be written: {error}") from error
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -167,11 +167,18 @@ class Trainer:
         training = self.config.training
         if number % training.eval_every and number != training.epochs:
             return None
-        return self._measure("validation", *self._embeddings())
+        return self._measure("validation", *self._embeddings(number))
 
-    def _embeddings(self) -> tuple[Tensor, Tensor]:
+    def _embeddings(self, number: int) -> tuple[Tensor, Tensor]:
+        """The final embeddings with the weights of epoch ``number``; finite weights can still overflow in them."""
         self.model.eval()
-        return self.model.embeddings()
+        user, item = self.model.embeddings()
+        for name, x in (("user", user), ("item", item)):
+            if first_not_finite([(name, x)]) is not None:
+                raise DivergenceError(
+                    f"training stopped in epoch {number}: the final {name} embeddings are not finite; {self._advice()}"
+                )
+        return user, item
 
     def _measure(self, split: str, user: Tensor, item: Tensor) -> dict[str, float]:
         evaluation = self.config.evaluation
@@ -203,7 +210,7 @@ class Trainer:
     def _finish(self) -> None:
         """With the best weights: export what recommending needs, and measure the test split (if it has anything)."""
         self.folder.checkpoints.load_weights(self.state.best_epoch, self.model)
-        user, item = self._embeddings()
+        user, item = self._embeddings(self.state.best_epoch)
         export(self.folder.path, self.dataset, user, item)
         test = self._measure("test", user, item) if len(self.dataset.test) else {}
         state = dataclasses.replace(self.state, test=test)

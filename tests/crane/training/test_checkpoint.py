@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from crane.files import write_text
 from crane.training.checkpoint import Checkpoints, TrainingState
@@ -78,3 +79,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_text(tmp_path / "a", "new \ud800")
     assert (tmp_path / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_tensors: dict[str, Tensor], _path: Path) -> None:
+        raise SafetensorError("the disk is full")
+
+    monkeypatch.setattr("crane.training.checkpoint.save_file", full)
+    with pytest.raises(OSError, match=r"weights-000001\.safetensors cannot be written: the disk is full"):
+        Checkpoints(tmp_path).save(TrainingState(data="d", epoch=1), *trained(1))
+    assert list(tmp_path.iterdir()) == []

@@ -216,6 +216,16 @@ def test_parameters_that_overflow_in_the_last_step_are_found(
         trainer.fit()
 
 
+def test_weights_whose_embeddings_overflow_are_a_divergence(
+    tmp_path: Path, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path / "run")
+    embeddings = trainer.model.embeddings()
+    monkeypatch.setattr(trainer.model, "embeddings", lambda: (embeddings[0], embeddings[1] * float("inf")))
+    with pytest.raises(DivergenceError, match=r"epoch 1: the final item embeddings are not finite; try a lower"):
+        trainer.fit()
+
+
 def test_first_not_finite_is_not_misled_by_a_sum_that_overflows() -> None:
     large = torch.full((4,), 3e38)
     assert first_not_finite([("large", large)]) is None
