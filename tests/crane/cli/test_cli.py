@@ -164,11 +164,20 @@ def test_interrupting_says_how_to_continue(tiny_data: Path, tmp_path: Path) -> N
     run = tmp_path / "run"
     arguments = ["train", "--data", str(tiny_data), *SMALL, "training.epochs=100000", "training.patience=100000"]
     command = [sys.executable, "-m", "crane", *arguments, "--output", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     while process.poll() is None and not (run / "metrics.jsonl").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    error = process.communicate()[1]
+    try:
+        error = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
     assert process.returncode == 130, error
     assert error.count("\n") == 1
     assert error.startswith("interrupted; ")
