@@ -107,6 +107,6 @@ def test_reference_is_always_there() -> None:
 
 def test_environment_variable_with_an_unknown_name() -> None:
     environment = os.environ | {"CRANE_IMPLEMENTATION": "spmm=cpu"}
-    command = [sys.executable, "-c", "import crane_kernels"]
+    command = [sys.executable, "-P", "-c", "import crane_kernels"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert "CRANE_IMPLEMENTATION: spmm has no implementation 'cpu'" in done.stderr

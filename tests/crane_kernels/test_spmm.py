@@ -46,7 +46,7 @@ def test_compiled_matches_float64(name: str, width: int, dtype: torch.dtype) -> 
 def test_every_instruction_set(isa: str) -> None:
     if isa not in extension.instruction_sets():
         pytest.skip(f"this build and processor do not run {isa}")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "matches or bits"]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "matches or bits"]
     done = subprocess.run(command, env=os.environ | {"CRANE_ISA": isa}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

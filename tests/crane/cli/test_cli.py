@@ -163,7 +163,7 @@ def test_resuming_a_finished_run_changes_nothing(crane: Crane, finished: Path) -
 def test_interrupting_says_how_to_continue(tiny_data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["train", "--data", str(tiny_data), *SMALL, "training.epochs=100000", "training.patience=100000"]
-    command = [sys.executable, "-m", "crane", *arguments, "--output", str(run)]
+    command = [sys.executable, "-P", "-m", "crane", *arguments, "--output", str(run)]
     process = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
@@ -329,7 +329,7 @@ def test_help_is_fast_because_it_imports_no_torch() -> None:
         "import sys; from crane.cli import main; code = main(['train', '--help']); "
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules; sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     for option in ("--data", "--model", "--config", "--set", "--output", "--seed", "--resume", "--threads"):
         assert option in done.stdout

@@ -89,7 +89,7 @@ while code != 0:
 def drive(scenario: str, whole: Path, folder: Path) -> list[Path]:
     """Play a scenario with the configuration of the run ``whole``; returns the folders of the runs."""
     folder.mkdir()
-    script = [sys.executable, "-c", _COMMAND_IN_A_FORK + scenario, str(whole / "config.yaml"), str(folder)]
+    script = [sys.executable, "-P", "-c", _COMMAND_IN_A_FORK + scenario, str(whole / "config.yaml"), str(folder)]
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return sorted(folder.iterdir())
