@@ -30,13 +30,15 @@ class Implementation:
     """One way to compute an operation.
 
     ``missing()`` says what the environment lacks (``None``: nothing); ``refuses(*args, **kwargs)`` gets the call's own
-    arguments and says why it cannot serve them (``None``: it can).
+    arguments and says why it cannot serve them (``None``: it can). ``unasked()`` says why it serves only the calls that
+    request it (``None``: it serves all).
     """
 
     name: str
     function: Callable[..., Any]
     missing: Callable[[], str | None] = _always
     refuses: Callable[..., str | None] = _always
+    unasked: Callable[[], str | None] = _always
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def environment_choice(operation: str) -> Choice:
         if wanted is not None and candidate.name != wanted:
             rejected[candidate.name] = f"{wanted} was requested"
             continue
-        reason = candidate.missing()
+        reason = candidate.missing() or (None if wanted is not None else candidate.unasked())
         if reason is None:
             return Choice(operation, candidate, wanted is not None, rejected)
         rejected[candidate.name] = reason
@@ -170,7 +172,7 @@ def _pick(
             raise RuntimeError(f"{operation}: implementation {wanted!r} was requested but {reason}")
         return candidate
     for candidate in _registry[operation]:
-        reason = candidate.missing() or candidate.refuses(*args, **kwargs)
+        reason = candidate.missing() or candidate.unasked() or candidate.refuses(*args, **kwargs)
         if reason is None:
             return candidate
         if rejected is not None:

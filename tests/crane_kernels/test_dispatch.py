@@ -45,6 +45,18 @@ def test_first_that_can() -> None:
     assert served(None, 3) == "reference"
 
 
+def test_one_that_serves_only_requests() -> None:
+    reluctant = Implementation("triton", lambda x: ("triton", x), unasked=lambda: "it waits to be asked")
+    dispatch.register("toy", reluctant, Implementation("reference", lambda x: ("reference", x)))
+    assert served(None, 2) == "reference"
+    assert served("triton", 2) == "triton"
+    assert dispatch.choose("toy", None, 2).rejected == {"triton": "it waits to be asked"}
+    assert dispatch.environment_choice("toy").rejected == {"triton": "it waits to be asked"}
+    with use_implementation(toy="triton"):
+        assert served(None, 2) == "triton"
+        assert dispatch.environment_choice("toy").implementation is reluctant
+
+
 def test_argument_before_context_before_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRANE_IMPLEMENTATION", "toy=reference")
     dispatch.load_environment()
