@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -10,7 +11,11 @@ from crane_kernels import checks, dispatch
 from crane_kernels.dispatch import Implementation
 from crane_kernels.recursive_cross_modal_attention import reference
 
-dispatch.register("recursive_cross_modal_attention", Implementation("reference", reference.gram_form))
+Memory = Literal["fast", "low"]
+
+dispatch.register(
+    "recursive_cross_modal_attention", Implementation("reference", reference.recursive_cross_modal_attention)
+)
 
 
 def recursive_cross_modal_attention(
@@ -23,6 +28,7 @@ def recursive_cross_modal_attention(
     scale: float | None = None,
     rows: Tensor | None = None,
     *,
+    memory: Memory = "fast",
     implementation: str | None = None,
 ) -> Tensor:
     """Refine M modalities of N nodes ``recursions`` times with shared weights (CRANE, arXiv 2601.11151).
@@ -45,6 +51,8 @@ def recursive_cross_modal_attention(
         scale: factor within the tanh, above zero; None: 1 / sqrt(d * N), so that its effect does not change with N.
         rows: (n,) int64 or int32 rows of the result that are wanted, in any order and number; None: all. The other rows
             still take part in the sums, but the last recursion computes nothing else of them.
+        memory: what is kept from forward to backward, beside d x d matrices: "fast", the features before each recursion
+            and whatever else the implementation likes; "low", ``x`` alone, from which backward computes the rest again.
         implementation: serve the call by this one (see :mod:`crane_kernels.dispatch`).
 
     Returns:
@@ -52,7 +60,8 @@ def recursive_cross_modal_attention(
 
     Raises:
         TypeError: an argument is no dense floating-point tensor, or not of the dtype of ``x``, or no number.
-        ValueError: a shape, a device, ``recursions``, ``scale`` or (looked for on the CPU alone) a row is out of order.
+        ValueError: a shape, a device, ``recursions``, ``scale``, ``memory`` or a row (looked for on the CPU alone) is
+            out of order.
         RuntimeError: the requested implementation cannot serve the call.
     """
     n, modalities, d = checks.tensor("x", x, 3).shape
@@ -64,6 +73,8 @@ def recursive_cross_modal_attention(
     checks.beside("w_out", w_out, (modalities, d, d), x, "x")
     checks.integer("recursions", recursions, 0)
     factor = 1 / math.sqrt(d * max(n, 1)) if scale is None else checks.positive("scale", scale)
+    if memory not in get_args(Memory):
+        raise ValueError(f"memory: found {memory!r}, expected 'fast' or 'low'")
     if rows is not None:
         checks.indices("rows", rows, n, "the rows of x")
         checks.same_device("rows", rows, x.device, "x")
@@ -78,5 +89,6 @@ def recursive_cross_modal_attention(
         recursions,
         factor,
         rows,
+        memory,
     )
     return result

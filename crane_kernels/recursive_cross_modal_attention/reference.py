@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def direct_form(
@@ -59,6 +60,25 @@ def gram_form(
         refined = [torch.addmm(part, torch.relu_(part @ mixed[m]), w_out[m]) for m, part in enumerate(x.unbind(1))]
         x = torch.stack(refined, 1)
     return x
+
+
+def recursive_cross_modal_attention(
+    x: Tensor,
+    w_joint: Tensor,
+    b_joint: Tensor,
+    w_attend: Tensor,
+    w_out: Tensor,
+    recursions: int,
+    scale: float,
+    rows: Tensor | None = None,
+    memory: str = "fast",
+) -> Tensor:
+    """The Gram form; where ``memory`` is "low", backward begins by running it again from its arguments."""
+    arguments = x, w_joint, b_joint, w_attend, w_out, recursions, scale, rows
+    if memory == "fast":
+        return gram_form(*arguments)
+    result: Tensor = checkpoint(gram_form, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 class _Moments(torch.autograd.Function):

@@ -84,6 +84,22 @@ def test_refuses_rows_out_of_range():
         recursive_cross_modal_attention(*inputs(3, 2, 4), 1, rows=torch.tensor([0, 3]))
 
 
+def test_low_memory_gives_the_same_and_keeps_the_arguments_alone():
+    tensors = inputs(9, 2, 4)
+
+    def kept_beside_arguments(memory):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            recursive_cross_modal_attention(*tensors, 3, memory=memory, implementation="reference")
+        return sum(all(t is not argument for argument in tensors) for t in kept)
+
+    fast = value_and_gradients(recursive_cross_modal_attention, tensors, 3)
+    low = value_and_gradients(lambda *t: recursive_cross_modal_attention(*t, 3, memory="low"), tensors)
+    assert all(map(torch.equal, fast, low))
+    assert kept_beside_arguments("fast") > 0
+    assert kept_beside_arguments("low") == 0
+
+
 @pytest.mark.parametrize("modalities", [1, 2, 3])
 def test_equals_the_formulas_row_by_row(modalities):
     tensors = inputs(5, modalities, 4)
@@ -153,6 +169,7 @@ def test_runs_forward_and_backward_under_autocast():
         ({"scale": 0.0}, ValueError, "scale: found 0.0"),
         ({"scale": math.nan}, ValueError, "scale: found nan"),
         ({"scale": "1"}, TypeError, "scale: found '1'"),
+        ({"memory": "none"}, ValueError, "memory: found 'none', expected 'fast' or 'low'"),
     ],
 )
 def test_refusals(change, error, text):

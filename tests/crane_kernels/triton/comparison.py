@@ -10,9 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 
 # Operators that launch nothing on a device: views, and memory that is only reserved.
 FREE = {
-    "alias", "as_strided", "detach", "empty", "empty_like", "empty_strided", "expand", "narrow", "new_empty", "numpy_T", "permute",
+    "alias", "as_strided", "detach", "empty", "empty_like", "empty_strided", "expand", "narrow", "new_empty", "permute",
     "reshape", "result_type", "select", "slice", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view",
-    "_reshape_alias", "_unsafe_view", "lift_fresh", "resize_", "resolve_conj", "resolve_neg", "set_",
+    "numpy_T", "_reshape_alias", "_unsafe_view", "lift_fresh", "resize_", "resolve_conj", "resolve_neg", "set_",
 }  # fmt: skip
 
 
