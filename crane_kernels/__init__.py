@@ -16,6 +16,7 @@ from crane_kernels.propagate import propagate
 from crane_kernels.prune_edges import prune_edges
 from crane_kernels.recursive_cross_modal_attention import recursive_cross_modal_attention
 from crane_kernels.sample_negatives import sample_negatives
+from crane_kernels.sparse_mm import sparse_mm
 from crane_kernels.spmm import spmm
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "prune_edges",
     "recursive_cross_modal_attention",
     "sample_negatives",
+    "sparse_mm",
     "spmm",
     "use_implementation",
 ]

@@ -1,0 +1,67 @@
+"""``torch.sparse.mm`` for code that has torch's sparse tensors, by the kernels of ``spmm``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crane_kernels import dispatch
+from crane_kernels.checks import FLOATING
+from crane_kernels.sparse_mm.cache import LAYOUTS, graph_of
+from crane_kernels.spmm import spmm
+
+
+def sparse_mm(A: Tensor, x: Tensor, *, implementation: str | None = None) -> Tensor:
+    """``torch.sparse.mm(A, x)``: a sparse torch tensor times a dense one.
+
+    A is converted to a :class:`crane_kernels.Graph` by the first call, and the graph is kept as long as the memory of
+    A's values lives; a change of A in place that torch's version counter sees (not: through ``.data``, or through the
+    tensor A was made from) makes a new one. What ``spmm`` has no fast kernel for, and what it would not take, goes to
+    ``torch.sparse.mm`` itself: values that require gradients or are NaN, a sparse ``x``, wrong shapes and dtypes.
+
+    Args:
+        A: (n, m), sparse COO (coalesced or not), CSR or CSC.
+        x: (m, d), dense, dtype and device of A.
+        implementation: serve the call by this one of ``spmm`` (see :mod:`crane_kernels.dispatch`).
+
+    Returns:
+        (n, d), dense; differentiable as ``torch.sparse.mm`` is.
+
+    Raises:
+        RuntimeError: the requested implementation cannot serve the call.
+        Exception: what ``torch.sparse.mm`` raises for the same arguments.
+    """
+    reason = _refuses(A, x)
+    if reason is None:
+        try:
+            graph = graph_of(A)
+        except ValueError as error:
+            reason = str(error)
+        else:
+            if implementation is not None or _has_kernel(graph, x):
+                return spmm(graph, x, implementation=implementation)
+    if implementation is not None:
+        raise RuntimeError(f"sparse_mm: implementation {implementation!r} was requested but {reason}")
+    result: Tensor = torch.sparse.mm(A, x)
+    return result
+
+
+def _refuses(A: Tensor, x: Tensor) -> str | None:
+    """Why ``spmm`` cannot multiply A and ``x``, or not as ``torch.sparse.mm`` would; ``None`` when it can."""
+    if not isinstance(A, Tensor) or A.layout not in LAYOUTS or A.dim() != 2 or A.dense_dim():
+        return "A is no sparse matrix in COO, CSR or CSC layout"
+    if not isinstance(x, Tensor) or x.layout != torch.strided or x.dim() != 2:
+        return "x is no dense matrix"
+    if x.shape[0] != A.shape[1]:
+        return f"x has {x.shape[0]} rows and A has {A.shape[1]} columns"
+    if A.dtype != x.dtype or A.dtype not in FLOATING or A.device != x.device:
+        return f"A is {A.dtype} on {A.device} and x is {x.dtype} on {x.device}, not one floating-point dtype and device"
+    if A.requires_grad and torch.is_grad_enabled():
+        return "A requires gradients"
+    return None
+
+
+def _has_kernel(graph: object, x: Tensor) -> bool:
+    """Whether something serves the call that is faster than ``torch.sparse.mm``, or was asked for."""
+    choice = dispatch.choose("spmm", None, graph, x)
+    return choice.requested or choice.implementation.name != "reference"
