@@ -11,6 +11,7 @@ from torch import Tensor
 _T = TypeVar("_T")
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_INT32_MAX = 2**31 - 1
 _COUNTS = {1: "one dimension", 2: "two dimensions", 3: "three dimensions"}
 
 
@@ -42,6 +43,16 @@ def tensor(name: str, x: object, dimensions: int) -> Tensor:
     return x
 
 
+def matrices(name: str, x: object) -> Tensor:
+    """Return ``x`` if it is a dense floating-point tensor of one or more matrices.
+
+    Raises:
+        TypeError: ``x`` is no dense floating-point tensor.
+        ValueError: ``x`` has less than two dimensions.
+    """
+    return tensor(name, x, max(x.dim(), 2) if isinstance(x, Tensor) else 2)
+
+
 def beside(name: str, x: object, shape: tuple[int, ...], like: Tensor, what: str) -> Tensor:
     """Return ``x`` if it is a dense tensor of ``shape`` with dtype and device of ``like``, which is called ``what``.
 
@@ -61,7 +72,8 @@ def beside(name: str, x: object, shape: tuple[int, ...], like: Tensor, what: str
 def indices(name: str, x: object, size: int, what: str) -> Tensor:
     """Return ``x`` if it is a vector of int64 or int32 indices of ``size`` things called ``what``.
 
-    The range is looked at on the CPU only: elsewhere that would stop the device's queue, and the device checks it.
+    The range is looked at on the CPU only: elsewhere that would stop the device's queue, and the device checks it. Nor
+    while torch.compile traces the call, which would break its graph: the compiled kernels look again.
 
     Raises:
         TypeError: ``x`` is no integer tensor.
@@ -73,11 +85,16 @@ def indices(name: str, x: object, size: int, what: str) -> Tensor:
         raise TypeError(f"{name}: found dtype {x.dtype}, expected int64 or int32")
     if x.dim() != 1:
         raise ValueError(f"{name}: found shape {tuple(x.shape)}, expected one dimension")
-    if x.device.type == "cpu" and x.numel():
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel():
         low, high = (int(bound) for bound in x.aminmax())
         if low < 0 or high >= size:
             raise ValueError(f"{name}: found index {low if low < 0 else high}, expected 0 to {size - 1}, {what}")
     return x
+
+
+def index_dtype(n: int) -> torch.dtype:
+    """The dtype of indices of ``n`` things: int32 where it fits."""
+    return torch.int32 if n <= _INT32_MAX else torch.int64
 
 
 def finite_rows(name: str, x: Tensor) -> None:

@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crane_kernels import checks
+from crane_kernels import checks, extension
 
-_INT32_MAX = 2**31 - 1
 _INT64_MAX = 2**63 - 1
 
 Indices = Tensor | np.ndarray[Any, Any] | Sequence[int]
 Values = Tensor | np.ndarray[Any, Any] | Sequence[float]
 Normalisation = Literal["symmetric", "row", "column"]
+Duplicates = Literal["sum", "keep"]
+
+
+@dataclass
+class _Structure:
+    """Where a matrix has entries, for all graphs that differ in values alone: what is derived from it is found once."""
+
+    rowptr: Tensor
+    col: Tensor
+    shape: tuple[int, int]
+    transposed: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def transpose(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rowptr and col of the transpose, and for each of its edges which of these it is."""
+        if self.transposed is not None:
+            return self.transposed
+        found = _transpose(self.rowptr, self.col, self.shape)
+        if _tensors_are_real():
+            self.transposed = found
+        return found
 
 
 class Graph:
     """A sparse matrix A of shape (n_rows, n_cols) in compressed sparse rows; A[i, j] is the weight of the edge j -> i.
 
-    A graph never changes. Columns ascend within a row. What is derived from it (its transpose, its values in another
-    dtype) is built when first needed and kept on the object.
+    A graph never changes: it keeps copies of arrays that the caller could change, but for values that require
+    gradients, which stay what they are. Columns ascend within a row. What is derived from it (its transpose, its values
+    in another dtype) is built when first needed and kept on the object.
+
+    Values must be finite: an infinite one, mostly from a division by zero, would turn zeros into NaN in a product.
 
     Attributes:
         rowptr: (n_rows + 1,) int64; the edges of row i are rowptr[i] to rowptr[i + 1].
@@ -44,14 +68,14 @@ class Graph:
 
         Args:
             rowptr: (n_rows + 1,) integers, ascending from 0 to nnz.
-            col: (nnz,) integers in [0, n_cols), ascending within each row.
+            col: (nnz,) integers in [0, n_cols), ascending within each row; equal ones are edges that were kept apart.
             value: (nnz,) weights, or None for ones (float32).
             shape: (n_rows, n_cols).
             symmetric: whether A equals its transpose, if the caller knows (it is believed); None: found when needed.
 
         Raises:
             TypeError: indices that are no integers, or values that are no numbers.
-            ValueError: an index out of range, lengths that do not match, NaN values, unsorted rows.
+            ValueError: an index out of range, lengths that do not match, NaN or infinite values, unsorted rows.
         """
         n_rows, n_cols = _shape(shape)
         pointers, columns = _indices("rowptr", rowptr), _indices("col", col)
@@ -59,26 +83,33 @@ class Graph:
         _check_rowptr(pointers, n_rows, columns.numel())
         _check_range("col", columns, n_cols)
         _check_sorted(pointers, columns)
-        self._set(pointers, columns.to(_index_dtype(n_cols)), weights, (n_rows, n_cols), symmetric)
+        columns = _own(columns.to(checks.index_dtype(n_cols)), col)
+        self._set(_Structure(_own(pointers, rowptr), columns, (n_rows, n_cols)), _own(weights, value), symmetric)
 
-    def _set(self, rowptr: Tensor, col: Tensor, value: Tensor, shape: tuple[int, int], symmetric: bool | None) -> None:
+    def _set(self, structure: _Structure, value: Tensor, symmetric: bool | None) -> None:
+        shape = structure.shape
         if symmetric and shape[0] != shape[1]:
             raise ValueError(f"symmetric: found True for shape {shape}, expected a square matrix")
-        self._rowptr, self._col, self._value = rowptr, col, value
-        self._shape = shape
+        self._structure = structure
+        self._value = value
         self._symmetric = symmetric
+        self._distinct: bool | None = None
         self._transpose: Graph | None = None
-        self._order: Tensor | None = None
+        self._source: weakref.ref[Graph] | None = None  # what this is the transpose of: no cycle, so freed at once
         self._cast: dict[torch.dtype, Graph] = {}
+
+    @classmethod
+    def _of(cls, structure: _Structure, value: Tensor, symmetric: bool | None = None) -> Graph:
+        graph = cls.__new__(cls)
+        graph._set(structure, value, symmetric)
+        return graph
 
     @classmethod
     def _trusted(
         cls, rowptr: Tensor, col: Tensor, value: Tensor, shape: tuple[int, int], symmetric: bool | None = None
     ) -> Graph:
         """A graph of arrays that are right by construction: rowptr int64, col of the right dtype and sorted."""
-        graph = cls.__new__(cls)
-        graph._set(rowptr, col, value, shape, symmetric)
-        return graph
+        return cls._of(_Structure(rowptr, col, shape), value, symmetric)
 
     @classmethod
     def from_edges(
@@ -89,8 +120,9 @@ class Graph:
         shape: Sequence[int] | None = None,
         *,
         symmetric: bool | None = None,
+        duplicates: Duplicates = "sum",
     ) -> Graph:
-        """Build a graph from a list of edges in any order; edges given more than once are summed.
+        """Build a graph from a list of edges in any order.
 
         Args:
             row: (n_edges,) integers in [0, n_rows).
@@ -98,11 +130,16 @@ class Graph:
             value: (n_edges,) weights, or None for ones (float32).
             shape: (n_rows, n_cols); None: the largest indices, plus one.
             symmetric: whether A equals its transpose, if the caller knows (it is believed); None: found when needed.
+            duplicates: edges given more than once are added up to one (``"sum"``), or stay apart in the order they were
+                given (``"keep"``), which the mean over a row's edges tells from one edge of their sum.
 
         Raises:
             TypeError: indices that are no integers, or values that are no numbers.
-            ValueError: an index out of range, lengths that do not match, NaN values.
+            ValueError: an index out of range, lengths that do not match, NaN or infinite values, an unknown
+                ``duplicates``.
         """
+        if duplicates not in ("sum", "keep"):
+            raise ValueError(f"duplicates: found {duplicates!r}, expected 'sum' or 'keep'")
         rows, columns = _indices("row", row), _indices("col", col)
         if rows.numel() != columns.numel():
             raise ValueError(f"col: found {columns.numel()} indices, expected {rows.numel()}, one for each of row")
@@ -111,28 +148,61 @@ class Graph:
         n_rows, n_cols = _shape(shape) if shape is not None else (_span(rows), _span(columns))
         _check_range("row", rows, n_rows)
         _check_range("col", columns, n_cols)
-        rows, columns, weights = _sort_and_sum(rows, columns, weights, n_cols)
-        return cls._trusted(
-            _count_rows(rows, n_rows), columns.to(_index_dtype(n_cols)), weights, (n_rows, n_cols), symmetric
-        )
+        rows, columns, weights = _sort(rows, columns, weights, n_cols)
+        if duplicates == "sum":
+            rows, columns, weights = _sum_repeats(rows, columns, weights)
+        columns = _own(columns.to(checks.index_dtype(n_cols)), col)
+        return cls._trusted(_count_rows(rows, n_rows), columns, _own(weights, value), (n_rows, n_cols), symmetric)
+
+    @classmethod
+    def from_edge_index(
+        cls,
+        edge_index: Indices,
+        edge_weight: Values | None = None,
+        num_nodes: int | None = None,
+        *,
+        duplicates: Duplicates = "sum",
+    ) -> Graph:
+        """Build a graph from PyTorch Geometric's arrays: an edge (source, target) becomes A[target, source].
+
+        ``spmm(graph, x)`` then adds to each node what its edges bring from their sources.
+
+        Args:
+            edge_index: (2, n_edges) integers in [0, num_nodes), the sources and the targets.
+            edge_weight: (n_edges,) weights, or None for ones (float32).
+            num_nodes: None: the largest index, plus one.
+            duplicates: see :meth:`from_edges`.
+
+        Raises:
+            TypeError: indices that are no integers, or weights that are no numbers.
+            ValueError: ``edge_index`` has another shape, and what :meth:`from_edges` refuses.
+        """
+        edges = _tensor(edge_index)
+        if edges.dim() != 2 or edges.shape[0] != 2:
+            raise ValueError(f"edge_index: found shape {tuple(edges.shape)}, expected (2, n_edges)")
+        source, target = (_indices("edge_index", row) for row in edges)
+        n = max(_span(source), _span(target)) if num_nodes is None else num_nodes
+        return cls.from_edges(target, source, edge_weight, (n, n), duplicates=duplicates)
 
     @classmethod
     def from_torch(cls, sparse: Tensor) -> Graph:
         """Build a graph from a two-dimensional torch sparse tensor: COO (coalesced or not), CSR or CSC.
 
-        Entries stored more than once are summed; zeros that are stored stay.
+        Entries stored more than once are summed; zeros that are stored stay. Gradients of the values reach ``sparse``.
 
         Raises:
             TypeError: ``sparse`` is no sparse tensor of these layouts.
-            ValueError: it is not two-dimensional, or holds NaN.
+            ValueError: it is not two-dimensional, or holds NaN or infinity.
         """
         if not isinstance(sparse, Tensor):
             raise TypeError(f"sparse: found {type(sparse).__name__}, expected a torch sparse tensor")
         if sparse.dim() != 2:
             raise ValueError(f"sparse: found shape {tuple(sparse.shape)}, expected two dimensions")
         if sparse.layout == torch.sparse_coo:
+            if sparse.requires_grad:  # values without coalescing are out of autograd's sight
+                sparse = sparse.coalesce()
             row, col = sparse._indices()
-            value = sparse._values()
+            value = sparse.values() if sparse.requires_grad else sparse._values()
         elif sparse.layout == torch.sparse_csr:
             row, col, value = _expand(sparse.crow_indices()), sparse.col_indices(), sparse.values()
         elif sparse.layout == torch.sparse_csc:
@@ -147,7 +217,7 @@ class Graph:
 
         Raises:
             TypeError: ``matrix`` is no scipy sparse matrix.
-            ValueError: it holds NaN.
+            ValueError: it holds NaN or infinity.
         """
         if not hasattr(matrix, "tocoo"):
             raise TypeError(f"matrix: found {type(matrix).__name__}, expected a scipy sparse matrix")
@@ -157,12 +227,12 @@ class Graph:
     @property
     def rowptr(self) -> Tensor:
         """(n_rows + 1,) int64."""
-        return self._rowptr
+        return self._structure.rowptr
 
     @property
     def col(self) -> Tensor:
         """(nnz,) int32 or int64, ascending within each row."""
-        return self._col
+        return self._structure.col
 
     @property
     def value(self) -> Tensor:
@@ -172,22 +242,22 @@ class Graph:
     @property
     def shape(self) -> tuple[int, int]:
         """(n_rows, n_cols)."""
-        return self._shape
+        return self._structure.shape
 
     @property
     def n_rows(self) -> int:
         """Number of rows."""
-        return self._shape[0]
+        return self.shape[0]
 
     @property
     def n_cols(self) -> int:
         """Number of columns."""
-        return self._shape[1]
+        return self.shape[1]
 
     @property
     def nnz(self) -> int:
         """Number of stored entries."""
-        return self._col.shape[0]
+        return self.col.shape[0]
 
     @property
     def device(self) -> torch.device:
@@ -203,18 +273,18 @@ class Graph:
     def symmetric(self) -> bool:
         """Whether A equals its transpose exactly: as given at construction, else found (and kept) at the first look."""
         if self._symmetric is None:
-            self._symmetric = self._shape[0] == self._shape[1] and self._equals(self._transposed())
+            self._symmetric = self.n_rows == self.n_cols and self._equals(self._transposed())
         return self._symmetric
 
     def __repr__(self) -> str:
-        return f"Graph(shape={self._shape}, nnz={self.nnz}, dtype={self.dtype}, device={str(self.device)!r})"
+        return f"Graph(shape={self.shape}, nnz={self.nnz}, dtype={self.dtype}, device={str(self.device)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Graph._trusted, (self._rowptr, self._col, self._value, self._shape, self._symmetric)
+        return Graph._trusted, (self.rowptr, self.col, self._value, self.shape, self._symmetric)
 
     def row(self) -> Tensor:
         """Row of each edge: (nnz,) int64, ascending."""
-        return _expand(self._rowptr, self.nnz)
+        return _expand(self.rowptr, self.nnz)
 
     def degrees(self) -> Tensor:
         """Sum of each row's values (the number of its edges, where all values are one): (n_rows,), dtype of value."""
@@ -224,28 +294,42 @@ class Graph:
         """The transpose; built when first asked for and kept. A graph known to be symmetric is its own."""
         return self if self._symmetric else self._transposed()
 
+    def transpose_structure(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rowptr and col of the transpose, and for each of its edges which edge of this graph it is."""
+        return self._structure.transpose()
+
     def _transposed(self) -> Graph:
-        if self._transpose is None:
-            row, col = self.row(), self._col.long()
-            self._order = torch.sort(col, stable=True).indices
-            transpose = Graph._trusted(
-                _count_rows(col[self._order], self.n_cols),
-                row[self._order].to(_index_dtype(self.n_rows)),
-                self._value[self._order],
-                (self.n_cols, self.n_rows),
-                self._symmetric,
-            )
-            if self._value.requires_grad:  # its values belong to one autograd graph: never kept
-                return transpose
+        source = None if self._source is None else self._source()
+        if source is not None:
+            return source
+        if self._transpose is not None:
+            return self._transpose
+        rowptr, col, order = self._structure.transpose()
+        structure = _Structure(rowptr, col, (self.n_cols, self.n_rows))
+        transpose = Graph._of(structure, self._value.index_select(0, order), self._symmetric)
+        # Values that are learned belong to one autograd graph: then it is never kept.
+        if _tensors_are_real() and not self._value.requires_grad:
             self._transpose = transpose
-            transpose._transpose = self
-        return self._transpose
+            transpose._source = weakref.ref(self)
+        return transpose
+
+    @property
+    def distinct(self) -> bool:
+        """Whether no edge is there twice; found (and kept) at the first look."""
+        if self._distinct is None:
+            row, col = self.row(), self.col
+            self._distinct = not bool(((row[1:] == row[:-1]) & (col[1:] == col[:-1])).any())
+        return self._distinct
+
+    def coalesce(self) -> Graph:
+        """The same matrix with edges that were kept apart added up."""
+        return self if self.distinct else Graph.from_edges(self.row(), self.col, self._value, self.shape)
 
     def _equals(self, other: Graph) -> bool:
         return (
-            self._shape == other._shape
-            and torch.equal(self._rowptr, other._rowptr)
-            and torch.equal(self._col, other._col)
+            self.shape == other.shape
+            and torch.equal(self.rowptr, other.rowptr)
+            and torch.equal(self.col, other.col)
             and torch.equal(self._value, other._value)
         )
 
@@ -259,8 +343,8 @@ class Graph:
             return self._with_dtype(target)
         if torch.device(target) == self.device:
             return self
-        arrays = self._rowptr.to(target), self._col.to(target), self._value.to(target)
-        return Graph._trusted(*arrays, self._shape, self._symmetric)
+        arrays = self.rowptr.to(target), self.col.to(target), self._value.to(target)
+        return Graph._trusted(*arrays, self.shape, self._symmetric)
 
     def _with_dtype(self, dtype: torch.dtype) -> Graph:
         if dtype == self.dtype:
@@ -268,13 +352,14 @@ class Graph:
         if dtype not in checks.FLOATING:
             raise TypeError(f"target: found dtype {dtype}, expected a floating-point dtype")
         if self._value.requires_grad:
-            return self.with_value(self._value.to(dtype))
-        if dtype not in self._cast:
-            # Rounding can make a matrix symmetric but never unsymmetric: only a yes carries over.
-            self._cast[dtype] = Graph._trusted(
-                self._rowptr, self._col, self._value.to(dtype), self._shape, self._symmetric or None
-            )
-        return self._cast[dtype]
+            return Graph._of(self._structure, self._value.to(dtype))
+        if dtype in self._cast:
+            return self._cast[dtype]
+        # Rounding can make a matrix symmetric but never unsymmetric: only a yes carries over.
+        cast = Graph._of(self._structure, self._value.to(dtype), self._symmetric or None)
+        if _tensors_are_real():
+            self._cast[dtype] = cast
+        return cast
 
     def with_value(self, value: Tensor, symmetric: bool | None = None) -> Graph:
         """The same edges with other weights.
@@ -285,10 +370,10 @@ class Graph:
 
         Raises:
             TypeError: ``value`` is not floating-point.
-            ValueError: its shape is not (nnz,), or it holds NaN.
+            ValueError: its shape is not (nnz,), or it holds NaN or infinity.
         """
         checks.same_device("value", value, self.device, "the graph")
-        return Graph._trusted(self._rowptr, self._col, _values(value, self._col), self._shape, symmetric)
+        return Graph._of(self._structure, _own(_values(value, self.col), value), symmetric)
 
     def subset(self, kept: Tensor, rowptr: Tensor) -> Graph:
         """The graph of some of the edges, for callers that have counted them.
@@ -297,7 +382,7 @@ class Graph:
             kept: positions of the edges, ascending.
             rowptr: (n_rows + 1,) int64, how many of them lie before each row.
         """
-        return Graph._trusted(rowptr, self._col[kept], self._value[kept], self._shape)
+        return Graph._trusted(rowptr, self.col[kept], self._value[kept], self.shape)
 
     def normalize(self, how: Normalisation) -> Graph:
         """Scale the values by the degrees: with D = row sums and C = column sums of the values,
@@ -312,7 +397,7 @@ class Graph:
             raise ValueError(f"how: found {how!r}, expected 'symmetric', 'row' or 'column'")
         if self.nnz and bool((self._value < 0).any()):
             raise ValueError("normalize: found negative values, expected values of at least zero")
-        row, col, power = self.row(), self._col, -0.5 if how == "symmetric" else -1.0
+        row, col, power = self.row(), self.col, -0.5 if how == "symmetric" else -1.0
         scale = torch.ones_like(self._value)
         if how != "column":
             scale = scale * _safe_power(self.degrees(), power)[row]
@@ -320,7 +405,7 @@ class Graph:
             sums = self._value.new_zeros(self.n_cols).index_add(0, col, self._value)
             scale = scale * _safe_power(sums, power)[col]
         symmetric = self._symmetric if how == "symmetric" else None
-        return self.with_value(self._value * scale, symmetric=symmetric)
+        return Graph._of(self._structure, self._value * scale, symmetric)
 
     def bipartite(self) -> Graph:
         """The symmetric graph [[0, A], [A^T, 0]] over rows and columns: shape (n_rows + n_cols,) * 2.
@@ -329,10 +414,10 @@ class Graph:
         """
         transpose = self._transposed()
         n = self.n_rows + self.n_cols
-        dtype = _index_dtype(n)
+        dtype = checks.index_dtype(n)
         return Graph._trusted(
-            torch.cat([self._rowptr, transpose._rowptr[1:] + self.nnz]),
-            torch.cat([self._col.to(dtype) + self.n_rows, transpose._col.to(dtype)]),
+            torch.cat([self.rowptr, transpose.rowptr[1:] + self.nnz]),
+            torch.cat([self.col.to(dtype) + self.n_rows, transpose.col.to(dtype)]),
             torch.cat([self._value, transpose._value]),
             (n, n),
             symmetric=True,
@@ -340,15 +425,16 @@ class Graph:
 
     def to_dense(self) -> Tensor:
         """A as a dense (n_rows, n_cols) tensor."""
-        return self._value.new_zeros(self._shape).index_put((self.row(), self._col.long()), self._value)
+        return self._value.new_zeros(self.shape).index_put((self.row(), self.col.long()), self._value, accumulate=True)
 
     def to_torch(self) -> Tensor:
         """A as a torch sparse CSR tensor with int64 indices."""
-        return torch.sparse_csr_tensor(self._rowptr, self._col.long(), self._value, self._shape, check_invariants=False)
+        return torch.sparse_csr_tensor(self.rowptr, self.col.long(), self._value, self.shape, check_invariants=False)
 
 
-def _index_dtype(n: int) -> torch.dtype:
-    return torch.int32 if n <= _INT32_MAX else torch.int64
+def _tensors_are_real() -> bool:
+    """Whether what is computed can be kept: torch.export computes with stand-ins for tensors."""
+    return not torch.compiler.is_exporting()
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -387,10 +473,21 @@ def _values(values: Values | None, col: Tensor) -> Tensor:
     if tuple(tensor.shape) != (col.numel(),):
         raise ValueError(f"value: found shape {tuple(tensor.shape)}, expected ({col.numel()},), one for each edge")
     checks.same_device("value", tensor, col.device, "col")
-    nan = tensor.detach().isnan()
-    if bool(nan.any()):
-        raise ValueError(f"value: found NaN at edge {int(nan.nonzero()[0])}, expected numbers")
+    finite = tensor.detach().isfinite()
+    if not torch.compiler.is_compiling() and not bool(finite.all()):  # a look at data would break a compiled graph
+        at = int((~finite).nonzero()[0])
+        found = "NaN" if bool(tensor[at].isnan()) else float(tensor[at])
+        raise ValueError(f"value: found {found} at edge {at}, expected finite numbers")
     return tensor.contiguous()
+
+
+def _own(tensor: Tensor, given: object) -> Tensor:
+    """``tensor``, or a copy of it where it shares memory with what the caller gave; values being learned stay."""
+    if tensor.requires_grad or not isinstance(given, Tensor | np.ndarray):
+        return tensor
+    shared = _tensor(given)
+    same = shared.device == tensor.device and shared.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+    return tensor.clone() if same else tensor
 
 
 def _check_rowptr(rowptr: Tensor, n_rows: int, nnz: int) -> None:
@@ -414,11 +511,11 @@ def _check_range(name: str, index: Tensor, size: int) -> None:
 
 def _check_sorted(rowptr: Tensor, col: Tensor) -> None:
     row = _expand(rowptr, col.numel())
-    wrong = (col[1:] <= col[:-1]) & (row[1:] == row[:-1])
+    wrong = (col[1:] < col[:-1]) & (row[1:] == row[:-1])
     if bool(wrong.any()):
         at = int(row[1:][wrong][0])
         raise ValueError(
-            f"col: found columns of row {at} that do not strictly ascend, expected sorted rows (use Graph.from_edges)"
+            f"col: found columns of row {at} that do not ascend, expected sorted rows (use Graph.from_edges)"
         )
 
 
@@ -437,11 +534,22 @@ def _count_rows(row: Tensor, n_rows: int) -> Tensor:
     return torch.searchsorted(row, torch.arange(n_rows + 1, device=row.device))
 
 
-def _sort_and_sum(row: Tensor, col: Tensor, value: Tensor, n_cols: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Edges by row, then column; those of one place summed in the order they were given."""
+def _transpose(rowptr: Tensor, col: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rowptr and col of the transpose, and for each of its edges which of the given ones it is."""
+    n_rows, n_cols = shape
+    if col.device.type == "cpu" and extension.missing() is None:
+        rowptr_t, col_t, order = torch.ops.crane_kernels.transpose(rowptr, col, n_cols)
+        return rowptr_t, col_t, order
+    order = torch.sort(col, stable=True).indices
+    row = _expand(rowptr, col.shape[0])[order].to(checks.index_dtype(n_rows))
+    return _count_rows(col[order].long(), n_cols), row, order.to(checks.index_dtype(col.shape[0]))
+
+
+def _sort(row: Tensor, col: Tensor, value: Tensor, n_cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Edges by row, then column; those of one place in the order they were given."""
     if row.numel() < 2:
         return row, col, value
-    rising = (row[1:] > row[:-1]) | ((row[1:] == row[:-1]) & (col[1:] > col[:-1]))
+    rising = (row[1:] > row[:-1]) | ((row[1:] == row[:-1]) & (col[1:] >= col[:-1]))
     if bool(rising.all()):
         return row, col, value
     if int(row.max()) < _INT64_MAX // max(n_cols, 1):
@@ -449,7 +557,11 @@ def _sort_and_sum(row: Tensor, col: Tensor, value: Tensor, n_cols: int) -> tuple
     else:
         by_col = torch.sort(col, stable=True).indices
         order = by_col[torch.sort(row[by_col], stable=True).indices]
-    row, col, value = row[order], col[order], value[order]
+    return row[order], col[order], value[order]
+
+
+def _sum_repeats(row: Tensor, col: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sorted edges with those of one place summed in order."""
     first = torch.ones_like(row, dtype=torch.bool)
     first[1:] = (row[1:] != row[:-1]) | (col[1:] != col[:-1])
     if bool(first.all()):

@@ -8,6 +8,8 @@ from crane_kernels import checks, dispatch, extension
 from crane_kernels.dispatch import Implementation
 from crane_kernels.graph import Graph
 from crane_kernels.propagate import cpp, cuda, reference
+from crane_kernels.spmm import check_operands
+from crane_kernels.spmm.fold import fold, unfold
 
 dispatch.register(
     "propagate",
@@ -17,31 +19,38 @@ dispatch.register(
 )
 
 
-def propagate(graph: Graph, x: Tensor, layers: int, *, implementation: str | None = None) -> Tensor:
+def propagate(
+    graph: Graph, x: Tensor, layers: int, rows: Tensor | None = None, *, implementation: str | None = None
+) -> Tensor:
     """Mean of x, A x, A^2 x, ..., A^layers x.
 
-    Differentiable in ``x``; no activations are saved for backward, which is the same computation with A transposed.
+    Differentiable any number of times in ``x``; no activations are saved for backward, which is the same computation
+    with A transposed. In the graph's values too, where they require gradients.
+
+    With ``rows``, each layer is computed only where the wanted rows reach in the layers after it, forward and backward:
+    a training step costs what its batch needs, and the gradient's zeros.
 
     Args:
         graph: A, shape (n, n). Its values are used in the dtype of ``x``.
-        x: (n, d), floating point, on the graph's device; any strides.
+        x: (..., n, d), floating point, on the graph's device; any strides.
         layers: how many times A is applied, at least 0.
+        rows: (r,) int64 or int32, in any order, repetitions allowed: compute only these rows; None: all.
         implementation: serve the call by this one (see :mod:`crane_kernels.dispatch`).
 
     Returns:
-        (n, d), dtype of ``x``.
+        (..., n, d) or (..., r, d), dtype of ``x``.
 
     Raises:
-        TypeError: ``graph`` is no Graph, or ``x`` no dense floating-point tensor, or ``layers`` is no int.
-        ValueError: the graph is not square, ``layers`` is negative, or ``x`` has the wrong shape or device.
+        TypeError: ``graph`` is no Graph, ``x`` no dense floating-point tensor, ``layers`` no int, or ``rows`` no
+            integer tensor.
+        ValueError: the graph is not square, ``layers`` is negative, ``x`` or ``rows`` has the wrong shape or device, or
+            ``rows`` holds an index out of range.
         RuntimeError: the requested implementation cannot serve the call.
     """
     checks.instance("graph", graph, Graph)
-    checks.matrix("x", x)
     checks.integer("layers", layers, 0)
     if graph.n_rows != graph.n_cols:
         raise ValueError(f"graph: found shape {graph.shape}, expected a square graph")
-    checks.rows("x", x, graph.n_cols, "one for each node of the graph")
-    checks.same_device("x", x, graph.device, "the graph")
-    result: Tensor = dispatch.call("propagate", implementation, graph, x, layers)
-    return result
+    check_operands(graph, x, rows)
+    result: Tensor = dispatch.call("propagate", implementation, graph, fold(x), layers, rows)
+    return unfold(result, x)

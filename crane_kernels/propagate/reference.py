@@ -8,10 +8,11 @@ from crane_kernels.graph import Graph
 from crane_kernels.spmm import reference
 
 
-def propagate(graph: Graph, x: Tensor, layers: int) -> Tensor:
-    """Mean of x, A x, ..., A^layers x: (n, d) -> (n, d)."""
+def propagate(graph: Graph, x: Tensor, layers: int, rows: Tensor | None = None) -> Tensor:
+    """Mean of x, A x, ..., A^layers x: (n, d) -> (n or len(rows), d)."""
     total = x
     for _ in range(layers):
         x = reference.spmm(graph, x)
         total = total + x
-    return total / (layers + 1)
+    mean = total / (layers + 1)
+    return mean if rows is None else mean.index_select(0, rows)

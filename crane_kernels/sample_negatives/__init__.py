@@ -39,6 +39,7 @@ def sample_negatives(
     checks.instance("graph", graph, Graph)
     checks.indices("users", users, graph.n_rows, "the rows of graph")
     checks.instance("generator", generator, np.random.Generator)
+    graph = graph.coalesce()
     _refuse_full_rows(graph, users)
     result: Tensor = dispatch.call("sample_negatives", implementation, graph, users, generator)
     return result

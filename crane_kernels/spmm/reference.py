@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 
 from crane_kernels.graph import Graph
 
+Reduce = Literal["sum", "mean", "max"]
 
-def spmm(graph: Graph, x: Tensor) -> Tensor:
-    """y[i] = sum over edges (i, j) of A[i, j] x[j]: (n_cols, d) -> (n_rows, d)."""
-    value = graph.value.to(x.dtype)
-    return x.new_zeros(graph.n_rows, x.shape[1]).index_add(0, graph.row(), value[:, None] * x[graph.col])
+
+def spmm(graph: Graph, x: Tensor, rows: Tensor | None = None, reduce: Reduce = "sum") -> Tensor:
+    """y[i] = sum, mean or maximum over edges (i, j) of A[i, j] x[j]: (n_cols, d) -> (n_rows or len(rows), d)."""
+    products = graph.value.to(x.dtype)[:, None] * x[graph.col]
+    row = graph.row()
+    y = _maxima(products, row, graph) if reduce == "max" else _sums(products, row, graph)
+    if reduce == "mean":
+        y = y / graph.rowptr.diff().clamp(min=1)[:, None].to(x.dtype)
+    return y if rows is None else y.index_select(0, rows)
+
+
+def _sums(products: Tensor, row: Tensor, graph: Graph) -> Tensor:
+    return products.new_zeros(graph.n_rows, products.shape[1]).index_add(0, row, products)
+
+
+def _maxima(products: Tensor, row: Tensor, graph: Graph) -> Tensor:
+    """The first of each row's largest products, a NaN being larger than all; 0 for rows without edges."""
+    n, d = products.shape
+    with torch.no_grad():
+        place = row[:, None].expand(n, d)
+        largest = products.new_zeros(graph.n_rows, d).scatter_reduce(0, place, products, "amax", include_self=False)
+        wins = (products == largest[row]) | products.isnan()
+        edge = torch.where(wins, torch.arange(n, device=row.device)[:, None], n)
+        first = edge.new_full((graph.n_rows, d), n).scatter_reduce(0, place, edge, "amin")
+    none = products.new_zeros(1, d)
+    return torch.cat([products, none]).gather(0, first)

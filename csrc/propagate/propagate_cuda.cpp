@@ -4,9 +4,9 @@
 
 namespace crane::cuda {
 
-Tensor propagate_tensors(const Tensor& rowptr, const Tensor& col, const Tensor& value, const std::optional<Tensor>&,
-                         const std::optional<Tensor>&, const std::optional<Tensor>&, const Tensor& x_in,
-                         int64_t layers) {
+Tensor propagate_tensors(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Optional&, const Optional&,
+                         const Optional&, const Tensor& x_in, int64_t layers, const Optional& rows) {
+  STD_TORCH_CHECK(!rows, "rows: expected none on CUDA");
   const Csr a = csr_of(rowptr, col, value, x_in);
   STD_TORCH_CHECK(layers >= 0, "layers: expected at least 0");
   STD_TORCH_CHECK(a.n_rows == x_in.size(0), "x: expected a row for each row of the graph");
@@ -18,6 +18,12 @@ Tensor propagate_tensors(const Tensor& rowptr, const Tensor& col, const Tensor& 
   const Tensor workspace = device_bytes(x, propagate_workspace(call));
   check_launch(propagate(call, workspace.mutable_data_ptr(), queue.stream()));
   return y;
+}
+
+Tensor propagate_t_tensors(const Tensor&, const Tensor&, const Tensor&, const Optional& rowptr_t, const Optional& col_t,
+                           const Optional& value_t, const Tensor& grad, int64_t layers, const Optional& rows) {
+  STD_TORCH_CHECK(rowptr_t && col_t && value_t, "rowptr_t, col_t and value_t: expected the transpose on CUDA");
+  return propagate_tensors(*rowptr_t, *col_t, *value_t, {}, {}, {}, grad, layers, rows);
 }
 
 }  // namespace crane::cuda

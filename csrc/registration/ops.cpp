@@ -6,14 +6,37 @@
 #include "propagate/propagate.h"
 #include "spmm/spmm.h"
 
-// The arguments *_t are the graph's transpose, for backward; they may be absent where no gradient is wanted.
+// Sparse matrices A, in compressed sparse rows. rowptr is int64; col, col_t and order int32 or int64; value has the
+// dtype of what it multiplies. The arrays *_t are A^T in the same form, with value_t = value[order]: products with A^T
+// take value_t if it is given, else value[order], and without the arrays they sort the edges themselves. Gradients go
+// to value and never to value_t, which is for values that are not learned.
+//
+// rows (int64 or int32, in any order, repetitions allowed): only these rows of the result; A[rows] below, A without.
+//   spmm       A[rows] x, or the mean over each row's edges in place of their sum
+//   spmm_t     A[rows]^T grad, n_cols rows
+//   spmm_max   the largest value[e] * x[col[e]] of each of rows, and which e (the first of equals) that is, or 0 and -1
+//   sddmm      the dot products of grad[k] and x[col[e]] for each edge e of row rows[k], summed over k: 0 for other
+//   rows propagate  the mean of x, A x, ..., A^layers x, and propagate_t the product with the transpose of that matrix
+//   transpose  rowptr_t, col_t and order
 STABLE_TORCH_LIBRARY(crane_kernels, m) {
   m.def(
-      "spmm(Tensor rowptr, Tensor col, Tensor value, Tensor? rowptr_t, Tensor? col_t, Tensor? value_t, Tensor x) -> "
-      "Tensor");
+      "spmm(Tensor rowptr, Tensor col, Tensor value, Tensor? rowptr_t, Tensor? col_t, Tensor? value_t, Tensor? order, "
+      "Tensor x, Tensor? rows, bool mean) -> Tensor");
+  m.def(
+      "spmm_t(Tensor rowptr, Tensor col, Tensor value, Tensor? rowptr_t, Tensor? col_t, Tensor? value_t, Tensor? "
+      "order, "
+      "Tensor grad, Tensor? rows, int n_cols) -> Tensor");
+  m.def("spmm_max(Tensor rowptr, Tensor col, Tensor value, Tensor x, Tensor? rows) -> (Tensor y, Tensor argmax)");
+  m.def(
+      "sddmm(Tensor rowptr, Tensor col, Tensor? rowptr_t, Tensor? col_t, Tensor? order, Tensor grad, Tensor x, Tensor? "
+      "rows) -> Tensor");
   m.def(
       "propagate(Tensor rowptr, Tensor col, Tensor value, Tensor? rowptr_t, Tensor? col_t, Tensor? value_t, Tensor x, "
-      "int layers) -> Tensor");
+      "int layers, Tensor? rows) -> Tensor");
+  m.def(
+      "propagate_t(Tensor rowptr, Tensor col, Tensor value, Tensor? rowptr_t, Tensor? col_t, Tensor? value_t, Tensor "
+      "grad, int layers, Tensor? rows) -> Tensor");
+  m.def("transpose(Tensor rowptr, Tensor col, int n_cols) -> (Tensor rowptr_t, Tensor col_t, Tensor order)");
   m.def(
       "masked_topk(Tensor user, Tensor item, Tensor? seen_rowptr, Tensor? seen_col, int k) -> (Tensor scores, Tensor "
       "indices)");
@@ -21,6 +44,11 @@ STABLE_TORCH_LIBRARY(crane_kernels, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(crane_kernels, CPU, m) {
   m.impl("spmm", TORCH_BOX(&crane::spmm));
+  m.impl("spmm_t", TORCH_BOX(&crane::spmm_t));
+  m.impl("spmm_max", TORCH_BOX(&crane::spmm_max));
+  m.impl("sddmm", TORCH_BOX(&crane::sddmm));
   m.impl("propagate", TORCH_BOX(&crane::propagate));
+  m.impl("propagate_t", TORCH_BOX(&crane::propagate_t));
+  m.impl("transpose", TORCH_BOX(&crane::transpose));
   m.impl("masked_topk", TORCH_BOX(&crane::masked_topk));
 }

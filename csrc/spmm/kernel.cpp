@@ -3,133 +3,280 @@
 // Compiled once for each instruction set.
 #include "spmm/kernel.h"
 
+#include "common/half.h"
 #include "common/vector.h"
 
 namespace crane {
 namespace CRANE_ISA {
 namespace {
 
-// Registers of accumulators a block holds: half of what the instruction set has, at least.
-#if defined(__AVX512F__)
-constexpr int kMaxVectors = 16;
-#else
+// Registers of accumulators a block holds: at most half of what the instruction set has.
 constexpr int kMaxVectors = 8;
-#endif
 
 // How many edges ahead rows of x are prefetched: measured, 16 to 24 are alike, none halves the speed.
 constexpr int64_t kAhead = 20;
 
+template <typename T>
+constexpr int kWidest = kVectorBytes / static_cast<int>(sizeof(Accumulator<T>));
+
+// A range of edges, of one row for the most part, and where prefetching ends.
 template <typename T, typename Index>
 struct Edges {
-  const SpmmArgs<T, Index>& args;
+  const Index* col;
+  const T* value;
+  const T* x;
+  int64_t x_stride, width;
   int64_t begin, end;
-  int64_t last;  // edges beyond are not prefetched
+  int64_t last;
+
+  inline const T* row(int64_t e) const { return x + static_cast<int64_t>(col[e]) * x_stride; }
+
+  template <int kElements>
+  inline void prefetch(int64_t e, int64_t column) const {
+    if (e + kAhead >= last) return;
+    const char* next = reinterpret_cast<const char*>(row(e + kAhead) + column);
+    for (int k = 0; k < kElements * static_cast<int>(sizeof(T)); k += 64) __builtin_prefetch(next + k);
+  }
 };
+
+template <typename T, typename Index>
+Edges<T, Index> edges_of(const SpmmArgs<T, Index>& args, int64_t begin, int64_t end, int64_t last) {
+  return {args.col, args.value, args.x, args.x_stride, args.width, begin, end, last};
+}
 
 // Columns [column, column + kVectors * kWidth) of the sum over edges.
 template <int kWidth, int kVectors, typename T, typename Index, typename Store>
-inline __attribute__((always_inline)) void block(const Edges<T, Index>& edges, int64_t column, const Store& store) {
-  using Vector = VectorOf<T, kWidth>;
-  const SpmmArgs<T, Index>& args = edges.args;
-  const T* x = args.x + column;
-  typename Vector::type sum[kVectors] = {};
+inline __attribute__((always_inline)) void sum_block(const Edges<T, Index>& edges, int64_t column, const Store& store) {
+  using Lane = Lanes<T, kWidth>;
+  typename Lane::type sum[kVectors] = {};
   for (int64_t e = edges.begin; e < edges.end; ++e) {
-    if (e + kAhead < edges.last) {
-      const char* next = reinterpret_cast<const char*>(x + static_cast<int64_t>(args.col[e + kAhead]) * args.x_stride);
-      for (int k = 0; k < kVectors * kWidth * static_cast<int>(sizeof(T)); k += 64) __builtin_prefetch(next + k);
-    }
-    const T value = args.value[e];
-    const T* row = x + static_cast<int64_t>(args.col[e]) * args.x_stride;
-    for (int k = 0; k < kVectors; ++k) sum[k] += value * Vector::load(row + k * kWidth);
+    edges.template prefetch<kVectors * kWidth>(e, column);
+    const Accumulator<T> value = Lanes<T, 1>::load(edges.value + e);
+    const T* row = edges.row(e) + column;
+    for (int k = 0; k < kVectors; ++k) sum[k] += value * Lane::load(row + k * kWidth);
   }
-  for (int k = 0; k < kVectors; ++k) store.template operator()<Vector>(column + k * kWidth, sum[k]);
+  for (int k = 0; k < kVectors; ++k) store.template operator()<kWidth>(column + k * kWidth, sum[k]);
 }
 
-template <int kWidth, int kVectors, typename T, typename Index, typename Store>
-inline void block_of(int vectors, const Edges<T, Index>& edges, int64_t column, const Store& store) {
+// Calls f.operator()<kWidth, n>(column) for blocks of n <= kMaxVectors vectors of kWidth elements that cover all
+// columns, which are kWidth at least; the last vector overlaps the one before where width is no multiple of kWidth,
+// and what is computed for the shared columns must be the same bits.
+template <int kWidth, int kVectors, typename F>
+inline __attribute__((always_inline)) void block_of(int vectors, int64_t column, const F& f) {
   if (vectors == kVectors) {
-    block<kWidth, kVectors>(edges, column, store);
+    f.template operator()<kWidth, kVectors>(column);
   } else if constexpr (kVectors > 1) {
-    block_of<kWidth, kVectors - 1>(vectors, edges, column, store);
+    block_of<kWidth, kVectors - 1>(vectors, column, f);
   }
 }
 
-// All columns by vectors of kWidth <= width elements; the last vector overlaps the one before where width is no
-// multiple of kWidth, and computes the shared columns to the same bits.
-template <int kWidth, typename T, typename Index, typename Store>
-inline void columns(const Edges<T, Index>& edges, const Store& store) {
-  const int64_t width = edges.args.width;
+template <int kWidth, typename F>
+inline void columns(int64_t width, const F& f) {
   const int64_t whole = width / kWidth;
   int64_t done = 0;
   while (done < whole) {
     const int vectors = static_cast<int>(whole - done < kMaxVectors ? whole - done : kMaxVectors);
-    block_of<kWidth, kMaxVectors>(vectors, edges, done * kWidth, store);
+    block_of<kWidth, kMaxVectors>(vectors, done * kWidth, f);
     done += vectors;
   }
-  if (width % kWidth != 0) block<kWidth, 1>(edges, width - kWidth, store);
+  if (width % kWidth != 0) f.template operator()<kWidth, 1>(width - kWidth);
 }
 
-template <typename T, typename Index, typename Store>
-inline void all_columns(const Edges<T, Index>& edges, const Store& store) {
-  constexpr int kWidest = kVectorBytes / static_cast<int>(sizeof(T));
-  const int64_t width = edges.args.width;
-  if (width >= kWidest) return columns<kWidest>(edges, store);
-  if constexpr (kWidest > 8) {
-    if (width >= 8) return columns<8>(edges, store);
+template <typename T, typename F>
+inline void all_columns(int64_t width, const F& f) {
+  constexpr int kWide = kWidest<T>;
+  if (width >= kWide) return columns<kWide>(width, f);
+  if constexpr (kWide > 8) {
+    if (width >= 8) return columns<8>(width, f);
   }
-  if constexpr (kWidest > 4) {
-    if (width >= 4) return columns<4>(edges, store);
+  if constexpr (kWide > 4) {
+    if (width >= 4) return columns<4>(width, f);
   }
-  if constexpr (kWidest > 2) {
-    if (width >= 2) return columns<2>(edges, store);
+  if constexpr (kWide > 2) {
+    if (width >= 2) return columns<2>(width, f);
   }
-  columns<1>(edges, store);
+  columns<1>(width, f);
 }
 
 template <typename T>
 struct StoreRow {
   const T* base;
   T* y;
-  T scale;
-  template <typename Vector>
-  inline void operator()(int64_t column, typename Vector::type sum) const {
-    if (base != nullptr) sum = scale * (Vector::load(base + column) + sum);
-    Vector::store(y + column, sum);
+  Accumulator<T> scale;
+
+  template <typename Index>
+  StoreRow(const SpmmArgs<T, Index>& args, int64_t k, int64_t n_edges)
+      : base(nullptr), y(args.y + (args.y_rows == nullptr ? k : args.y_rows[k]) * args.width), scale(args.scale) {
+    const int64_t base_row = args.base_rows == nullptr ? k : args.base_rows[k];
+    if (args.base != nullptr && base_row >= 0) base = args.base + base_row * args.base_stride;
+    if (args.mean && n_edges > 1) scale /= static_cast<Accumulator<T>>(n_edges);
+  }
+
+  template <int kWidth>
+  inline void operator()(int64_t column, typename Lanes<T, kWidth>::type sum) const {
+    if (base != nullptr) sum += Lanes<T, kWidth>::load(base + column);
+    Lanes<T, kWidth>::store(y + column, scale * sum);
   }
 };
 
-template <typename T>
+template <typename A>
 struct StorePartial {
-  T* out;
-  template <typename Vector>
-  inline void operator()(int64_t column, typename Vector::type sum) const {
-    Vector::store(out + column, sum);
+  A* out;
+  template <int kWidth>
+  inline void operator()(int64_t column, typename VectorOf<A, kWidth>::type sum) const {
+    VectorOf<A, kWidth>::store(out + column, sum);
+  }
+};
+
+template <typename T, typename Index, typename Store>
+struct SumColumns {
+  const Edges<T, Index>& edges;
+  const Store& store;
+  template <int kWidth, int kVectors>
+  inline __attribute__((always_inline)) void operator()(int64_t column) const {
+    sum_block<kWidth, kVectors>(edges, column, store);
+  }
+};
+
+template <typename T, typename Index>
+struct SumRows {
+  const SpmmArgs<T, Index>& args;
+  int64_t begin, end;
+  template <int kWidth, int kVectors>
+  inline void operator()(int64_t column) const {
+    const int64_t last = args.rowptr[end];
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t first = args.rowptr[k], next = args.rowptr[k + 1];
+      sum_block<kWidth, kVectors>(edges_of(args, first, next, last), column, StoreRow<T>(args, k, next - first));
+    }
   }
 };
 
 template <typename T, typename Index>
 void rows(const SpmmArgs<T, Index>& args, int64_t begin, int64_t end) {
+  constexpr int kWide = kWidest<T>;
+  const int64_t vectors = args.width / kWide;
+  if (args.width % kWide == 0 && vectors <= kMaxVectors) {  // one block: chosen once for all rows
+    return block_of<kWide, kMaxVectors>(static_cast<int>(vectors), 0, SumRows<T, Index>{args, begin, end});
+  }
   const int64_t last = args.rowptr[end];
-  for (int64_t i = begin; i < end; ++i) {
-    const T* base = args.base == nullptr ? nullptr : args.base + i * args.base_stride;
-    all_columns(Edges<T, Index>{args, args.rowptr[i], args.rowptr[i + 1], last},
-                StoreRow<T>{base, args.y + i * args.width, args.scale});
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t first = args.rowptr[k], next = args.rowptr[k + 1];
+    const Edges<T, Index> edges = edges_of(args, first, next, last);
+    const StoreRow<T> store(args, k, next - first);
+    all_columns<T>(args.width, SumColumns<T, Index, StoreRow<T>>{edges, store});
   }
 }
 
 template <typename T, typename Index>
-void partial(const SpmmArgs<T, Index>& args, int64_t begin, int64_t end, T* out) {
-  all_columns(Edges<T, Index>{args, begin, end, end}, StorePartial<T>{out});
+void partial(const SpmmArgs<T, Index>& args, int64_t begin, int64_t end, Accumulator<T>* out) {
+  const Edges<T, Index> edges = edges_of(args, begin, end, end);
+  const StorePartial<Accumulator<T>> store{out};
+  all_columns<T>(args.width, SumColumns<T, Index, StorePartial<Accumulator<T>>>{edges, store});
+}
+
+template <typename T, typename Index>
+void finish(const SpmmArgs<T, Index>& args, int64_t k, int64_t n_edges, const Accumulator<T>* sums, int64_t n) {
+  const StoreRow<T> store(args, k, n_edges);
+  for (int64_t j = 0; j < args.width; ++j) {
+    Accumulator<T> sum = 0;
+    for (int64_t p = 0; p < n; ++p) sum += sums[p * args.width + j];
+    store.template operator()<1>(j, sum);
+  }
+}
+
+template <typename T, typename Index>
+void maximum(const SpmmArgs<T, Index>& args, int64_t k, int64_t begin, int64_t end) {
+  const Edges<T, Index> edges = edges_of(args, begin, end, end);
+  T* y = args.y + k * args.width;
+  int64_t* argmax = args.argmax + k * args.width;
+  constexpr int kColumns = 64;
+  for (int64_t column = 0; column < args.width; column += kColumns) {
+    const int n = static_cast<int>(args.width - column < kColumns ? args.width - column : kColumns);
+    Accumulator<T> best[kColumns];
+    int64_t winner[kColumns];
+    for (int j = 0; j < n; ++j) best[j] = 0, winner[j] = -1;
+    for (int64_t e = begin; e < end; ++e) {
+      edges.template prefetch<kColumns>(e, column);
+      const Accumulator<T> value = Lanes<T, 1>::load(args.value + e);
+      const T* row = edges.row(e) + column;
+      for (int j = 0; j < n; ++j) {
+        const Accumulator<T> product = value * Lanes<T, 1>::load(row + j);
+        const bool wins = (e == begin) | (product > best[j]) | ((product != product) & (best[j] == best[j]));
+        best[j] = wins ? product : best[j];
+        winner[j] = wins ? e : winner[j];
+      }
+    }
+    for (int j = 0; j < n; ++j) {
+      Lanes<T, 1>::store(y + column + j, best[j]);
+      argmax[column + j] = winner[j];
+    }
+  }
+}
+
+template <typename T>
+void add(T* y, const T* d, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) Lanes<T, 1>::store(y + j, Lanes<T, 1>::load(y + j) + Lanes<T, 1>::load(d + j));
+}
+
+// Dot products of row k of g with the rows of x that the edges name.
+template <typename T, typename Index>
+struct DotColumns {
+  const SddmmArgs<T, Index>& args;
+  const Edges<T, Index>& edges;
+  const T* g;
+  Accumulator<T>* sums;  // of the edges, from edges.begin on
+  template <int kWidth, int kVectors>
+  inline __attribute__((always_inline)) void operator()(int64_t column) const {
+    using Lane = Lanes<T, kWidth>;
+    typename Lane::type own[kVectors];
+    for (int k = 0; k < kVectors; ++k) own[k] = Lane::load(g + column + k * kWidth);
+    for (int64_t e = edges.begin; e < edges.end; ++e) {
+      edges.template prefetch<kVectors * kWidth>(e, column);
+      const T* row = edges.row(e) + column;
+      typename Lane::type dot = own[0] * Lane::load(row);
+      for (int k = 1; k < kVectors; ++k) dot += own[k] * Lane::load(row + k * kWidth);
+      if constexpr (kWidth == 1) {
+        sums[e - edges.begin] += dot;
+      } else {
+        Accumulator<T> total = 0;
+        for (int k = 0; k < kWidth; ++k) total += dot[k];
+        sums[e - edges.begin] += total;
+      }
+    }
+  }
+};
+
+template <typename T, typename Index>
+void dots(const SddmmArgs<T, Index>& args, int64_t k, int64_t begin, int64_t end) {
+  constexpr int64_t kChunk = 256;
+  const T* g = args.g + k * args.g_stride;
+  // Whole vectors, then what is left over: the overlap of all_columns would count columns twice.
+  constexpr int kWide = kWidest<T>;
+  const int64_t whole = args.width / kWide * kWide;
+  for (int64_t first = begin; first < end; first += kChunk) {
+    const int64_t next = first + kChunk < end ? first + kChunk : end;
+    Accumulator<T> sums[kChunk] = {};
+    const Edges<T, Index> edges{args.col, nullptr, args.x, args.x_stride, args.width, first, next, end};
+    const DotColumns<T, Index> f{args, edges, g, sums};
+    if (whole > 0) columns<kWide>(whole, f);
+    for (int64_t column = whole; column < args.width; ++column) f.template operator()<1, 1>(column);
+    for (int64_t e = first; e < next; ++e) Lanes<T, 1>::store(args.out + e, sums[e - first]);
+  }
+}
+
+template <typename T, typename Index>
+constexpr SpmmFunctions<T, Index> functions() {
+  return {rows<T, Index>, partial<T, Index>, finish<T, Index>, maximum<T, Index>, add<T>, dots<T, Index>};
 }
 
 }  // namespace
 
 const SpmmTable& spmm_table() {
   static constexpr SpmmTable kTable = {
-      {rows<float, int32_t>, partial<float, int32_t>},
-      {rows<float, int64_t>, partial<float, int64_t>},
-      {rows<double, int32_t>, partial<double, int32_t>},
-      {rows<double, int64_t>, partial<double, int64_t>},
+      functions<float, int32_t>(),  functions<float, int64_t>(),    functions<double, int32_t>(),
+      functions<double, int64_t>(), functions<BFloat16, int32_t>(), functions<BFloat16, int64_t>(),
+      functions<Half, int32_t>(),   functions<Half, int64_t>(),
   };
   return kTable;
 }

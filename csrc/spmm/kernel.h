@@ -3,24 +3,42 @@
 
 #include <cstdint>
 
+#include "common/element.h"
 #include "common/isa.h"
 
 namespace crane {
 
-// y[i] = scale * (base[i] + sum over e in [rowptr[i], rowptr[i + 1]) of value[e] * x[col[e]]), i < n_rows.
+// For k < n_rows: y[y_rows[k]] = scale * (base[base_rows[k]] + sum over e in [rowptr[k], rowptr[k + 1]) of
+// value[e] * x[col[e]]), divided by the number of those edges if `mean`.
 template <typename T, typename Index>
 struct SpmmArgs {
   const int64_t* rowptr;
   const Index* col;
   const T* value;
   const T* x;
-  const T* base;  // null: zeros
+  const T* base;             // null: zeros
+  const int64_t* base_rows;  // null: k; a negative one: zeros
   T* y;
+  const int64_t* y_rows;  // null: k
+  int64_t* argmax;        // only for the maximum
   int64_t n_rows;
   int64_t width;
   int64_t x_stride;     // elements from a row of x to the next
-  int64_t base_stride;  // the same of base; rows of y follow each other
-  T scale;
+  int64_t base_stride;  // the same of base; rows of y and argmax follow each other
+  Accumulator<T> scale;
+  bool mean;
+};
+
+// For k < n_rows: out[e] = dot of g[k] and x[col[e]], e in [rowptr[k], rowptr[k + 1]).
+template <typename T, typename Index>
+struct SddmmArgs {
+  const Index* col;
+  const T* g;
+  const T* x;
+  T* out;
+  int64_t width;
+  int64_t g_stride;
+  int64_t x_stride;
 };
 
 template <typename T, typename Index>
@@ -28,7 +46,16 @@ struct SpmmFunctions {
   // Rows [begin, end) of y.
   void (*rows)(const SpmmArgs<T, Index>& args, int64_t begin, int64_t end);
   // The sum over the edges [begin, end) alone, to out[0 .. width).
-  void (*partial)(const SpmmArgs<T, Index>& args, int64_t begin, int64_t end, T* out);
+  void (*partial)(const SpmmArgs<T, Index>& args, int64_t begin, int64_t end, Accumulator<T>* out);
+  // Row k of y from n sums that follow each other: what `rows` would make of one sum over n_edges edges.
+  void (*finish)(const SpmmArgs<T, Index>& args, int64_t k, int64_t n_edges, const Accumulator<T>* sums, int64_t n);
+  // For the edges [begin, end) of row k: the largest value[e] * x[col[e]] of each column to row k of y and the e of the
+  // first such to row k of argmax; a NaN is larger than all. Without edges 0 and -1.
+  void (*maximum)(const SpmmArgs<T, Index>& args, int64_t k, int64_t begin, int64_t end);
+  // y[j] += d[j], j < n.
+  void (*add)(T* y, const T* d, int64_t n);
+  // out[e] for the edges [begin, end), all of row k.
+  void (*dots)(const SddmmArgs<T, Index>& args, int64_t k, int64_t begin, int64_t end);
 };
 
 struct SpmmTable {
@@ -36,6 +63,10 @@ struct SpmmTable {
   SpmmFunctions<float, int64_t> float_int64;
   SpmmFunctions<double, int32_t> double_int32;
   SpmmFunctions<double, int64_t> double_int64;
+  SpmmFunctions<BFloat16, int32_t> bfloat16_int32;
+  SpmmFunctions<BFloat16, int64_t> bfloat16_int64;
+  SpmmFunctions<Half, int32_t> half_int32;
+  SpmmFunctions<Half, int64_t> half_int64;
 };
 
 CRANE_KERNEL_TABLE(SpmmTable, spmm_table)

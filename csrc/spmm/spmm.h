@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "common/parallel.h"
@@ -17,6 +19,7 @@ namespace crane {
 class Schedule {
  public:
   struct Piece {
+    int64_t row;
     int64_t begin, end;  // edges
   };
   struct Hub {
@@ -27,57 +30,151 @@ class Schedule {
 
   static constexpr int64_t kTaskSize = 2048;
 
-  // Row tasks: task t has rows [row_begin[t], row_end[t]).
+  // Row tasks: task t has rows [row_begin[t], row_end[t]), at most kTaskSize of them with 2 * kTaskSize edges at most.
   std::vector<int64_t> row_begin, row_end;
   std::vector<Piece> pieces;
   std::vector<Hub> hubs;
+
+  // Calls f(piece) or g(begin, end) for each piece and row task, shared by torch's threads.
+  template <typename F, typename G>
+  void for_tasks(const F& f, const G& g) const {
+    const int64_t n_pieces = static_cast<int64_t>(pieces.size());
+    parallel_tasks(n_pieces + static_cast<int64_t>(row_begin.size()), [&](int64_t task) {
+      if (task < n_pieces) {
+        f(task);
+      } else {
+        g(row_begin[task - n_pieces], row_end[task - n_pieces]);
+      }
+    });
+  }
 };
 
+// The part of A that a product takes.
+template <typename Index>
+struct Part {
+  const int64_t* rows = nullptr;  // null: all
+  int64_t n_rows = 0;
+  const Index* position = nullptr;  // null, or the row of x that stands for each column; -1: its edges are left out
+
+  bool whole() const { return rows == nullptr && position == nullptr; }
+  int64_t row(int64_t k) const { return rows == nullptr ? k : rows[k]; }
+};
+
+// The edges of a task, side by side, so that the kernel can look ahead beyond a row's end.
 template <typename T, typename Index>
-void spmm_run(const SpmmFunctions<T, Index>& functions, const SpmmArgs<T, Index>& args, const Schedule& schedule) {
-  const int64_t n_pieces = static_cast<int64_t>(schedule.pieces.size());
-  std::vector<T> partial(n_pieces * args.width);
-  parallel_tasks(n_pieces + static_cast<int64_t>(schedule.row_begin.size()), [&](int64_t task) {
-    if (task < n_pieces) {
-      const Schedule::Piece& piece = schedule.pieces[task];
-      functions.partial(args, piece.begin, piece.end, partial.data() + task * args.width);
+struct TaskEdges {
+  std::array<int64_t, Schedule::kTaskSize + 1> rowptr;
+  std::array<Index, 2 * Schedule::kTaskSize> col;
+  std::array<T, 2 * Schedule::kTaskSize> value;
+  int64_t size = 0;
+
+  void add(const SpmmArgs<T, Index>& a, const Part<Index>& part, int64_t begin, int64_t end) {
+    if (part.position == nullptr) {
+      std::copy(a.col + begin, a.col + end, col.begin() + size);
+      std::copy(a.value + begin, a.value + end, value.begin() + size);
+      size += end - begin;
+      return;
+    }
+    for (int64_t e = begin; e < end; ++e) {
+      const Index at = part.position[a.col[e]];
+      if (at < 0) continue;
+      col[size] = at;
+      value[size++] = a.value[e];
+    }
+  }
+
+  SpmmArgs<T, Index> args_of(SpmmArgs<T, Index> args) const {
+    args.rowptr = rowptr.data();
+    args.col = col.data();
+    args.value = value.data();
+    return args;
+  }
+};
+
+// rowptr as if the rows of the part were all there are.
+template <typename Index>
+std::vector<int64_t> edges_before(const int64_t* rowptr, const Part<Index>& part) {
+  std::vector<int64_t> before(part.n_rows + 1);
+  for (int64_t k = 0; k < part.n_rows; ++k) {
+    before[k + 1] = before[k] + rowptr[part.row(k) + 1] - rowptr[part.row(k)];
+  }
+  return before;
+}
+
+// Runs the product over the rows of a part; args.n_rows is that of the part, args.rowptr that of all of A.
+template <typename T, typename Index>
+void spmm_run(const SpmmFunctions<T, Index>& functions, const SpmmArgs<T, Index>& args, const Part<Index>& part) {
+  const std::vector<int64_t> before = part.rows == nullptr ? std::vector<int64_t>() : edges_before(args.rowptr, part);
+  const int64_t* rowptr = part.rows == nullptr ? args.rowptr : before.data();
+  const auto first_edge = [&](int64_t k) { return args.rowptr[part.row(k)]; };
+  const Schedule schedule(rowptr, part.n_rows);
+  std::vector<Accumulator<T>> partial(schedule.pieces.size() * args.width);
+  const auto sum_piece = [&](int64_t p) {
+    const Schedule::Piece& piece = schedule.pieces[p];
+    const int64_t begin = first_edge(piece.row) + piece.begin - rowptr[piece.row],
+                  end = begin + piece.end - piece.begin;
+    Accumulator<T>* out = partial.data() + p * args.width;
+    if (part.position == nullptr) return functions.partial(args, begin, end, out);
+    TaskEdges<T, Index> edges;
+    edges.add(args, part, begin, end);
+    functions.partial(edges.args_of(args), 0, edges.size, out);
+  };
+  const auto sum_rows = [&](int64_t begin, int64_t end) {
+    if (part.whole()) return functions.rows(args, begin, end);
+    TaskEdges<T, Index> edges;
+    edges.rowptr[0] = 0;
+    for (int64_t k = begin; k < end; ++k) {
+      edges.add(args, part, first_edge(k), first_edge(k) + rowptr[k + 1] - rowptr[k]);
+      edges.rowptr[k - begin + 1] = edges.size;
+    }
+    SpmmArgs<T, Index> local = edges.args_of(args);
+    if (args.base_rows != nullptr) {
+      local.base_rows += begin;
+    } else if (args.base != nullptr) {
+      local.base += begin * args.base_stride;
+    }
+    if (args.y_rows != nullptr) {
+      local.y_rows += begin;
     } else {
-      functions.rows(args, schedule.row_begin[task - n_pieces], schedule.row_end[task - n_pieces]);
+      local.y += begin * args.width;
     }
-  });
+    functions.rows(local, 0, end - begin);
+  };
+  schedule.for_tasks(sum_piece, sum_rows);
   for (const Schedule::Hub& hub : schedule.hubs) {
-    const T* base = args.base == nullptr ? nullptr : args.base + hub.row * args.base_stride;
-    T* y = args.y + hub.row * args.width;
-    for (int64_t j = 0; j < args.width; ++j) {
-      T sum = 0;
-      for (int64_t p = hub.first_piece; p < hub.end_piece; ++p) sum += partial[p * args.width + j];
-      y[j] = base == nullptr ? sum : args.scale * (base[j] + sum);
-    }
+    functions.finish(args, hub.row, rowptr[hub.row + 1] - rowptr[hub.row],
+                     partial.data() + hub.first_piece * args.width, hub.end_piece - hub.first_piece);
   }
 }
 
-// The arrays of a graph after their checks, ready for a kernel.
-struct SpmmInputs {
-  SpmmInputs(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Tensor& x);
+// The arrays of a graph after their checks against the dtype of a dense matrix.
+struct Csr {
+  Csr(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Tensor& like);
 
-  // Calls f(functions, args): args of the right types with everything set but base, y and scale.
+  // Calls f(functions, args) with args of the right types: the graph, and x and its width; scale is 1.
   template <typename F>
-  void visit(const F& f) const {
+  void visit(const Tensor& x, const F& f) const {
     const SpmmTable& table = spmm_table();
-    if (x.scalar_type() == ScalarType::Float) {
-      wide ? f(table.float_int64, args<float, int64_t>()) : f(table.float_int32, args<float, int32_t>());
-    } else {
-      wide ? f(table.double_int64, args<double, int64_t>()) : f(table.double_int32, args<double, int32_t>());
+    switch (x.scalar_type()) {
+      case ScalarType::Float:
+        return wide ? f(table.float_int64, args<float, int64_t>(x)) : f(table.float_int32, args<float, int32_t>(x));
+      case ScalarType::Double:
+        return wide ? f(table.double_int64, args<double, int64_t>(x)) : f(table.double_int32, args<double, int32_t>(x));
+      case ScalarType::BFloat16:
+        return wide ? f(table.bfloat16_int64, args<BFloat16, int64_t>(x))
+                    : f(table.bfloat16_int32, args<BFloat16, int32_t>(x));
+      default:
+        return wide ? f(table.half_int64, args<Half, int64_t>(x)) : f(table.half_int32, args<Half, int32_t>(x));
     }
   }
 
   template <typename T, typename Index>
-  SpmmArgs<T, Index> args() const {
+  SpmmArgs<T, Index> args(const Tensor& x) const {
     SpmmArgs<T, Index> a{};
-    a.rowptr = rowptr.const_data_ptr<int64_t>();
+    a.rowptr = pointers();
     a.col = col.const_data_ptr<Index>();
-    a.value = value.const_data_ptr<T>();
-    a.x = x.const_data_ptr<T>();
+    a.value = static_cast<const T*>(value.const_data_ptr());
+    a.x = static_cast<const T*>(x.const_data_ptr());
     a.n_rows = n_rows;
     a.width = x.size(1);
     a.x_stride = x.stride(0);
@@ -85,12 +182,40 @@ struct SpmmInputs {
     return a;
   }
 
-  Tensor rowptr, col, value, x;
+  const int64_t* pointers() const { return rowptr.const_data_ptr<int64_t>(); }
+
+  Tensor rowptr, col, value;
   int64_t n_rows;
   bool wide;  // col is int64
 };
 
-Tensor spmm(const Tensor& rowptr, const Tensor& col, const Tensor& value, const std::optional<Tensor>& rowptr_t,
-            const std::optional<Tensor>& col_t, const std::optional<Tensor>& value_t, const Tensor& x);
+// Those of the optional arrays that describe the transpose, see registration/ops.cpp.
+struct Transpose {
+  const std::optional<Tensor>&rowptr, &col, &value, &order;
+};
+
+// A^T, by its own arrays if they are given, else made here.
+Csr transpose_of(const Csr& a, const Transpose& given, int64_t n_cols);
+
+// A CPU matrix of a supported dtype whose rows are dense.
+Tensor dense_matrix(const Tensor& x, const char* name);
+
+using Optional = std::optional<Tensor>;
+
+Tensor spmm(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Optional& rowptr_t,
+            const Optional& col_t, const Optional& value_t, const Optional& order, const Tensor& x,
+            const Optional& rows, bool mean);
+
+Tensor spmm_t(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Optional& rowptr_t,
+              const Optional& col_t, const Optional& value_t, const Optional& order, const Tensor& grad,
+              const Optional& rows, int64_t n_cols);
+
+std::tuple<Tensor, Tensor> spmm_max(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Tensor& x,
+                                    const Optional& rows);
+
+Tensor sddmm(const Tensor& rowptr, const Tensor& col, const Optional& rowptr_t, const Optional& col_t,
+             const Optional& order, const Tensor& grad, const Tensor& x, const Optional& rows);
+
+std::tuple<Tensor, Tensor, Tensor> transpose(const Tensor& rowptr, const Tensor& col, int64_t n_cols);
 
 }  // namespace crane

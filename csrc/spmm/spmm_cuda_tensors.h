@@ -60,11 +60,22 @@ inline void run(const Spmm& call, const Tensor& x, const Queue& queue) {
   check_launch(spmm(call, workspace.mutable_data_ptr(), queue.stream()));
 }
 
-Tensor spmm_tensors(const Tensor& rowptr, const Tensor& col, const Tensor& value, const std::optional<Tensor>& rowptr_t,
-                    const std::optional<Tensor>& col_t, const std::optional<Tensor>& value_t, const Tensor& x);
+using Optional = std::optional<Tensor>;
 
-Tensor propagate_tensors(const Tensor& rowptr, const Tensor& col, const Tensor& value,
-                         const std::optional<Tensor>& rowptr_t, const std::optional<Tensor>& col_t,
-                         const std::optional<Tensor>& value_t, const Tensor& x, int64_t layers);
+Tensor spmm_tensors(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Optional& rowptr_t,
+                    const Optional& col_t, const Optional& value_t, const Optional& order, const Tensor& x,
+                    const Optional& rows, bool mean);
+
+Tensor spmm_t_tensors(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Optional& rowptr_t,
+                      const Optional& col_t, const Optional& value_t, const Optional& order, const Tensor& grad,
+                      const Optional& rows, int64_t n_cols);
+
+Tensor propagate_tensors(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Optional& rowptr_t,
+                         const Optional& col_t, const Optional& value_t, const Tensor& x, int64_t layers,
+                         const Optional& rows);
+
+Tensor propagate_t_tensors(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Optional& rowptr_t,
+                           const Optional& col_t, const Optional& value_t, const Tensor& grad, int64_t layers,
+                           const Optional& rows);
 
 }  // namespace crane::cuda

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import strategies as st
 
 from crane_kernels import Graph
 
@@ -40,3 +41,17 @@ GRAPHS = {
     "nothing but hubs": random_graph(2, 30_000, 30_000),
 }
 WIDTHS = (1, 2, 3, 7, 8, 9, 63, 64, 65, 130, 200)
+
+
+@st.composite
+def graphs(draw: st.DrawFn, square: bool = False) -> Graph:
+    """Graphs of up to 12 rows and columns with edges at random, some of them kept twice."""
+    n_rows = draw(st.integers(0, 12))
+    n_cols = n_rows if square else draw(st.integers(0, 12))
+    n_edges = draw(st.integers(0, 60)) if n_rows and n_cols else 0
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    row = torch.randint(max(n_rows, 1), (n_edges,), generator=generator)
+    col = torch.randint(max(n_cols, 1), (n_edges,), generator=generator)
+    value = torch.randn(n_edges, generator=generator, dtype=torch.float64)
+    duplicates = draw(st.sampled_from(["sum", "keep"]))
+    return Graph.from_edges(row, col, value, (n_rows, n_cols), duplicates=duplicates)  # type: ignore[arg-type]

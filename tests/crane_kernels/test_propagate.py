@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graphs import random_graph
+from graphs import graphs, random_graph
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
-from crane_kernels import Graph, propagate
+from crane_kernels import Graph, extension, propagate
 
 SQUARE = {
     "general": random_graph(60, 60, 300),
@@ -36,6 +39,68 @@ def test_compiled_matches_float64(name: str, layers: int, width: int) -> None:
     torch.testing.assert_close(single.double(), results[1][0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("wanted", [[], [0], [2, 0, 1, 2, 2]], ids=str)
+@pytest.mark.parametrize("layers", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("name", SQUARE)
+@pytest.mark.usefixtures("compiled", "nan_filled_memory")
+def test_rows_match_float64(name: str, layers: int, wanted: list[int]) -> None:
+    graph = NORMALISED[name].normalize("symmetric")
+    rows = torch.tensor([row for row in wanted if row < graph.n_rows], dtype=torch.int32)
+    if name == "hub" and len(wanted) > 1:
+        rows = torch.cat([rows, torch.arange(1900, 2100, dtype=torch.int32)])
+    x = torch.randn(graph.n_rows, 9, dtype=torch.float64, requires_grad=True)
+    results = []
+    for implementation in ("cpp", "reference"):
+        y = propagate(graph, x, layers, rows, implementation=implementation)
+        grad = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+        results.append((y, *torch.autograd.grad(y, x, grad)))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+@given(graphs(square=True), st.integers(0, 4), st.sampled_from([torch.float32, torch.bfloat16]), st.data())
+@settings(deadline=None, max_examples=100)
+def test_generated_graphs(graph: Graph, layers: int, dtype: torch.dtype, data: st.DataObject) -> None:
+    reason = extension.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    graph = graph.with_value(graph.value.abs()).normalize("row").to(dtype)
+    wanted = data.draw(st.none() | st.lists(st.integers(0, max(graph.n_rows - 1, 0)), max_size=2 * graph.n_rows))
+    rows = None if wanted is None else torch.tensor(wanted if graph.n_rows else [], dtype=torch.int64)
+    x = torch.randn(graph.n_rows, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
+    results = []
+    for implementation, kind in (("cpp", dtype), ("reference", torch.float64)):
+        own = x.to(kind).requires_grad_()
+        y = propagate(graph, own, layers, rows, implementation=implementation)
+        grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype).to(kind)
+        results.append([t.double() for t in (y, *torch.autograd.grad(y, own, grad))])
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("rows", [None, [4, 0, 4]], ids=str)
+@pytest.mark.parametrize("layers", [0, 1, 3])
+@pytest.mark.usefixtures("compiled")
+def test_gradients_of_values(layers: int, rows: list[int] | None) -> None:
+    graph = random_graph(5, 5, 9)
+    wanted = None if rows is None else torch.tensor(rows)
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    value = graph.value.clone().requires_grad_()
+    results = []
+    for implementation in ("cpp", "reference"):
+        y = propagate(graph.with_value(value), x, layers, wanted, implementation=implementation)
+        results.append(torch.autograd.grad(y.square().sum(), (x, value), materialize_grads=True))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_leading_dimensions() -> None:
+    graph, x = random_graph(5, 5, 9), torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    for rows in (None, torch.tensor([4, 0])):
+        found = propagate(graph, x, 2, rows)
+        expected = torch.stack([propagate(graph, m, 2, rows) for m in x.reshape(6, 5, 4)])
+        torch.testing.assert_close(found, expected.view(found.shape))
+
+
 def test_is_the_mean_of_the_layers() -> None:
     graph, x = SQUARE["general"], torch.randn(60, 5, dtype=torch.float64)
     dense = graph.to_dense()
@@ -43,44 +108,85 @@ def test_is_the_mean_of_the_layers() -> None:
     torch.testing.assert_close(propagate(graph, x, 2), expected)
 
 
+@pytest.mark.parametrize("rows", [None, [4, 0, 4]], ids=str)
 @pytest.mark.parametrize("implementation", ["cpp", "reference"])
 @pytest.mark.usefixtures("compiled")
-def test_gradcheck(implementation: str) -> None:
-    graph = random_graph(5, 5, 9)
+def test_gradcheck(implementation: str, rows: list[int] | None) -> None:
+    graph, wanted = random_graph(5, 5, 9), None if rows is None else torch.tensor(rows)
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: propagate(graph, x, 3, implementation=implementation), (x,))
-    assert torch.autograd.gradgradcheck(lambda x: propagate(graph, x, 3, implementation=implementation), (x,))
+    assert torch.autograd.gradcheck(lambda x: propagate(graph, x, 3, wanted, implementation=implementation), (x,))
+    assert torch.autograd.gradgradcheck(lambda x: propagate(graph, x, 3, wanted, implementation=implementation), (x,))
 
 
+@pytest.mark.parametrize("rows", [None, [4, 0, 4]], ids=str)
 @pytest.mark.usefixtures("compiled")
-def test_opcheck() -> None:
-    graph = random_graph(5, 5, 9)
+def test_opcheck(rows: list[int] | None) -> None:
+    graph, wanted = random_graph(5, 5, 9), None if rows is None else torch.tensor(rows)
     transpose = graph.transpose()
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    args = graph.rowptr, graph.col, graph.value, transpose.rowptr, transpose.col, transpose.value, x, 2
-    torch.library.opcheck(torch.ops.crane_kernels.propagate, args)
+    grad = torch.randn(5 if rows is None else 3, 3, dtype=torch.float64, requires_grad=True)
+    arrays = graph.rowptr, graph.col, graph.value, transpose.rowptr, transpose.col, transpose.value
+    torch.library.opcheck(torch.ops.crane_kernels.propagate, (*arrays, x, 2, wanted))
+    torch.library.opcheck(torch.ops.crane_kernels.propagate_t, (*arrays, grad, 2, wanted))
 
 
 @pytest.mark.usefixtures("compiled")
 def test_compiles_without_graph_break() -> None:
     graph = random_graph(5, 5, 9)
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    compiled = torch.compile(lambda x: propagate(graph, x, 2), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), propagate(graph, x, 2, implementation="reference"))
+    compiled = torch.compile(lambda x, rows: propagate(graph, x, 2, rows), fullgraph=True, backend="aot_eager")
+    for rows in (None, torch.tensor([1, 4, 1])):
+        y = compiled(x, rows)
+        expected = propagate(graph, x, 2, rows, implementation="reference")
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(y.square().sum(), x), torch.autograd.grad(expected.square().sum(), x)
+        )
+
+
+class Propagation(torch.nn.Module):
+    """Propagation over a fixed graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+        return propagate(self.graph, x, 2, rows)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_exports() -> None:
+    graph, x, rows = random_graph(5, 5, 9), torch.randn(5, 3), torch.tensor([1, 4])
+    exported = torch.export.export(Propagation(graph), (x, rows))
+    torch.testing.assert_close(exported.module()(x, rows), Propagation(graph)(x, rows))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_operator_refuses_values_that_are_learned() -> None:
+    graph, x = random_graph(5, 5, 9), torch.randn(5, 3, dtype=torch.float64)
+    arrays = graph.rowptr, graph.col, graph.value.clone().requires_grad_(), None, None, None
+    with pytest.raises(RuntimeError, match="value: found values that require gradients"):
+        torch.ops.crane_kernels.propagate(*arrays, x, 2, None)
 
 
 @pytest.mark.usefixtures("compiled")
 def test_same_bits_for_every_number_of_threads() -> None:
-    graph, x = SQUARE["hub"].to(torch.float32), torch.randn(4000, 64)
+    graph, x = SQUARE["hub"].to(torch.float32), torch.randn(4000, 64, requires_grad=True)
+    rows = torch.arange(0, 4000, 3)
     threads = torch.get_num_threads()
     try:
         results = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            results.append(propagate(graph, x, 3, implementation="cpp"))
+            found: list[Tensor] = []
+            for wanted in (None, rows):
+                y = propagate(graph, x, 3, wanted, implementation="cpp")
+                found += [y, *torch.autograd.grad(y.square().sum(), x)]
+            results.append(found)
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(*results)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize(

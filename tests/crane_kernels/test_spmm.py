@@ -1,25 +1,42 @@
-"""``spmm``: the compiled kernel against the float64 reference, its gradient, and its life under torch's tools."""
+"""``spmm``: the compiled kernels against the float64 reference, their derivatives, their life under torch's tools."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
-from graphs import GRAPHS, WIDTHS, random_graph
+from graphs import GRAPHS, WIDTHS, graphs, random_graph
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from crane_kernels import Graph, extension, spmm
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+REDUCES: tuple[Any, ...] = ("sum", "mean", "max")
+ROWS = (None, [], [0], [3, 1, 3, 3, 0])
 
 
-def bound(graph: Graph, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Error allowed for each element: 16 units in the last place of the sum of magnitudes."""
+def learned(graph: Graph, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Graph]:
+    """Values that require gradients, and the graph of them."""
+    value = graph.value.to(dtype).clone().requires_grad_()
+    return value, graph.with_value(value)
+
+
+def rows_of(graph: Graph, rows: list[int] | None) -> Tensor | None:
+    """The rows as a tensor, as far as the graph has them."""
+    return None if rows is None else torch.tensor([row for row in rows if row < graph.n_rows], dtype=torch.int64)
+
+
+def bound(graph: Graph, x: Tensor, exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """Error allowed for each element: one rounding, and 16 units of the accumulator for the sum of magnitudes."""
     magnitudes = spmm(graph.with_value(graph.value.abs()), x.abs(), implementation="reference")
-    return 16 * torch.finfo(dtype).eps * magnitudes + torch.finfo(dtype).tiny
+    accumulator = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
+    return 16 * accumulator.eps * magnitudes + torch.finfo(dtype).eps * exact.abs() + torch.finfo(dtype).tiny
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -36,8 +53,78 @@ def test_compiled_matches_float64(name: str, width: int, dtype: torch.dtype) -> 
     exact, x64, grad64 = graph.to(torch.float64), x.detach().double().requires_grad_(), grad.double()
     y64 = spmm(exact, x64, implementation="reference")
     (grad_x64,) = torch.autograd.grad(y64, x64, grad64)
-    assert ((y - y64).abs() <= bound(exact, x64.detach(), dtype)).all()
-    assert ((grad_x - grad_x64).abs() <= bound(exact.transpose(), grad64, dtype)).all()
+    assert ((y - y64).abs() <= bound(exact, x64.detach(), y64, dtype)).all()
+    assert ((grad_x - grad_x64).abs() <= bound(exact.transpose(), grad64, grad_x64, dtype)).all()
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+@pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.usefixtures("compiled", "nan_filled_memory")
+def test_reductions_rows_and_all_gradients(name: str, reduce: Any, rows: list[int] | None) -> None:
+    graph, dense_rows = GRAPHS[name], rows_of(GRAPHS[name], rows)
+    x = torch.randn(graph.n_cols, 9, dtype=torch.float64, requires_grad=True)
+    results = []
+    for implementation in ("cpp", "reference"):
+        value, changed = learned(graph)
+        y = spmm(changed, x, dense_rows, reduce, implementation=implementation)
+        grad = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+        results.append((y, *torch.autograd.grad(y, (x, value), grad)))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+    if reduce != "max":  # constant values take another way to the transpose
+        (grad_x,) = torch.autograd.grad(spmm(graph, x, dense_rows, reduce, implementation="cpp"), x, grad)
+        torch.testing.assert_close(grad_x, results[1][1], rtol=1e-12, atol=1e-12)
+
+
+@given(graphs(), st.integers(1, 70), st.sampled_from(REDUCES), st.sampled_from(DTYPES), st.data())
+@settings(deadline=None, max_examples=150)
+def test_generated_graphs(graph: Graph, width: int, reduce: Any, dtype: torch.dtype, data: st.DataObject) -> None:
+    reason = extension.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    wanted = st.none() | st.lists(st.integers(0, max(graph.n_rows - 1, 0)), max_size=2 * graph.n_rows)
+    rows = rows_of(graph, data.draw(wanted))
+    x = torch.randn(graph.n_cols, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    results = []
+    for implementation, kind in (("cpp", dtype), ("reference", torch.float64)):
+        value, changed = learned(graph.to(dtype), kind)
+        own = x.to(kind).requires_grad_()
+        y = spmm(changed, own, rows, reduce, implementation=implementation)
+        grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype).to(kind)
+        results.append([t.double() for t in (y, *torch.autograd.grad(y, (own, value), grad))])
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5 if dtype == torch.float32 else 64 * torch.finfo(dtype).eps
+    if reduce == "max" and dtype in (torch.bfloat16, torch.float16):
+        return torch.testing.assert_close(results[0][0], results[1][0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+    return None
+
+
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.usefixtures("compiled")
+def test_half_precision_errs_less_than_torch_does(dtype: torch.dtype, reduce: Any) -> None:
+    graph = GRAPHS["square"].to(dtype)
+    x = torch.randn(60, 64).to(dtype)
+    exact = spmm(graph.to(torch.float32), x.float(), None, reduce, implementation="reference")
+    ours = (spmm(graph, x, None, reduce, implementation="cpp") - exact).abs().max()
+    theirs = (spmm(graph, x, None, reduce, implementation="reference") - exact).abs().max()
+    assert ours <= theirs
+
+
+@pytest.mark.usefixtures("compiled")
+def test_half_precision_conversions_are_exact() -> None:
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    edge = Graph.from_edges([0], [0], [1.0])
+    for dtype in (torch.bfloat16, torch.float16):
+        x = bits.view(dtype).reshape(1, -1)
+        result = spmm(edge, x, implementation="cpp")
+        assert torch.equal(result.isnan(), x.isnan())
+        assert torch.equal(result[~x.isnan()], x[~x.isnan()])  # each number is loaded and stored again
+        both = Graph.from_edges([0, 0], [0, 1], [1.0, 1.0])
+        other = x.roll(12345, 1)
+        found = spmm(both, torch.cat([x, other]), implementation="cpp")
+        expected = (x.float() + other.float()).to(dtype)
+        assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
 @pytest.mark.skipif("CRANE_ISA" in os.environ, reason="CRANE_ISA already names one instruction set")
@@ -46,7 +133,8 @@ def test_compiled_matches_float64(name: str, width: int, dtype: torch.dtype) -> 
 def test_every_instruction_set(isa: str) -> None:
     if isa not in extension.instruction_sets():
         pytest.skip(f"this build and processor do not run {isa}")
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "matches or bits"]
+    chosen = "(matches and (64 or 65 or 9)) or bits or conversions or (reductions and square)"
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
     done = subprocess.run(command, env=os.environ | {"CRANE_ISA": isa}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -54,26 +142,34 @@ def test_every_instruction_set(isa: str) -> None:
 @pytest.mark.parametrize("name", ["hub", "square", "nothing but hubs", "mostly empty rows"])
 @pytest.mark.usefixtures("compiled")
 def test_same_bits_for_every_number_of_threads(name: str) -> None:
-    graph = GRAPHS[name]
-    x = torch.randn(graph.n_cols, 65)
+    value, graph = learned(GRAPHS[name], torch.float32)
+    x = torch.randn(graph.n_cols, 65, requires_grad=True)
+    rows = torch.arange(0, graph.n_rows, 2)
     threads = torch.get_num_threads()
+    results = []
     try:
-        results = []
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            results.append(spmm(graph, x, implementation="cpp"))
+            found: list[Tensor] = []
+            for wanted in (None, rows):
+                for reduce in REDUCES:
+                    y = spmm(graph, x, wanted, reduce, implementation="cpp")
+                    found += [y, *torch.autograd.grad(y.square().sum(), (x, value))]
+            results.append(found)
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.usefixtures("compiled")
 def test_same_bits_for_int64_columns() -> None:
     graph = GRAPHS["hub"]
     x = torch.randn(graph.n_cols, 9, dtype=torch.float64)
-    wide = torch.ops.crane_kernels.spmm(graph.rowptr, graph.col.long(), graph.value, None, None, None, x)
+    arrays = graph.rowptr, graph.col.long(), graph.value
+    wide = torch.ops.crane_kernels.spmm(*arrays, None, None, None, None, x, None, False)
     assert torch.equal(wide, spmm(graph, x, implementation="cpp"))
+    assert torch.equal(torch.ops.crane_kernels.spmm_max(*arrays, x, None)[0], spmm(graph, x, None, "max"))
 
 
 @pytest.mark.parametrize("implementation", ["cpp", "reference"])
@@ -86,45 +182,139 @@ def test_strided_input(implementation: str) -> None:
         torch.testing.assert_close(spmm(graph, x, implementation=implementation), expected @ x)
 
 
+@pytest.mark.parametrize("reduce", REDUCES)
 @pytest.mark.parametrize("implementation", ["cpp", "reference"])
 @pytest.mark.usefixtures("compiled")
-def test_gradcheck(implementation: str) -> None:
+def test_leading_dimensions(implementation: str, reduce: Any) -> None:
     graph = random_graph(6, 5, 12)
-    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: spmm(graph, x, implementation=implementation), (x,))
-    assert torch.autograd.gradgradcheck(lambda x: spmm(graph, x, implementation=implementation), (x,))
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    rows = torch.tensor([4, 0, 4])
+    for wanted in (None, rows):
+        y = spmm(graph, x, wanted, reduce, implementation=implementation)
+        apart = [spmm(graph, m, wanted, reduce, implementation=implementation) for m in x.detach().reshape(6, 5, 4)]
+        torch.testing.assert_close(y, torch.stack(apart).view(2, 3, -1, 4))
+        assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
 
 
-def test_reference_differentiates_values() -> None:
+@pytest.mark.usefixtures("compiled")
+def test_wide_rows() -> None:
+    graph = random_graph(12, 9, 40)
+    for width in (0, 257, 4096):
+        x = torch.randn(9, width, dtype=torch.float64)
+        torch.testing.assert_close(spmm(graph, x, implementation="cpp"), graph.to_dense() @ x)
+
+
+def test_maximum_of_equals_and_of_none() -> None:
+    graph = Graph.from_edges([0, 0, 0, 2], [0, 1, 2, 1], [1.0, 1.0, 1.0, -1.0], (3, 3))
+    x = torch.tensor([[2.0], [2.0], [1.0]], dtype=torch.float64, requires_grad=True)
+    for implementation in ("cpp", "reference") if extension.missing() is None else ("reference",):
+        y = spmm(graph, x, None, "max", implementation=implementation)
+        assert y.tolist() == [[2.0], [0.0], [-2.0]]
+        assert torch.autograd.grad(y.sum(), x)[0].tolist() == [[1.0], [-1.0], [0.0]]
+        missing = spmm(graph, x.detach().where(x < 2, torch.nan), None, "max", implementation=implementation)
+        assert missing.isnan().flatten().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("rows", [None, [3, 1, 3]], ids=str)
+@pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.parametrize("implementation", ["cpp", "reference"])
+@pytest.mark.usefixtures("compiled")
+def test_gradcheck(implementation: str, reduce: Any, rows: list[int] | None) -> None:
     graph = random_graph(6, 5, 12)
+    wanted = rows_of(graph, rows)
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     value = graph.value.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda v, x: spmm(graph.with_value(v), x), (value, x))
+
+    def function(value: Tensor, x: Tensor) -> Tensor:
+        return spmm(graph.with_value(value), x, wanted, reduce, implementation=implementation)
+
+    assert torch.autograd.gradcheck(function, (value, x))
+    assert torch.autograd.gradgradcheck(function, (value, x))
+    assert torch.autograd.gradgradcheck(lambda x: spmm(graph, x, wanted, reduce, implementation=implementation), (x,))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [None, [3, 1, 3]], ids=str)
 @pytest.mark.parametrize("needs_gradient", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.usefixtures("compiled")
-def test_opcheck(dtype: torch.dtype, needs_gradient: bool) -> None:
+def test_opcheck(dtype: torch.dtype, needs_gradient: bool, rows: list[int] | None) -> None:
+    ops, wanted = torch.ops.crane_kernels, None if rows is None else torch.tensor(rows)
     graph = random_graph(6, 5, 12).to(dtype)
-    transpose = graph.transpose()
+    value, _ = learned(graph, dtype)
+    rowptr_t, col_t, order = graph.transpose_structure()
     x = torch.randn(5, 3, dtype=dtype, requires_grad=needs_gradient)
-    back = (transpose.rowptr, transpose.col, transpose.value) if needs_gradient else (None, None, None)
-    torch.library.opcheck(torch.ops.crane_kernels.spmm, (graph.rowptr, graph.col, graph.value, *back, x))
+    grad = torch.randn(6 if rows is None else 3, 3, dtype=dtype, requires_grad=needs_gradient)
+    constant = graph.rowptr, graph.col, graph.value, rowptr_t, col_t, graph.transpose().value, None
+    variable = graph.rowptr, graph.col, value, rowptr_t, col_t, None, order
+    alone = *constant[:3], None, None, None, None
+    for arrays in (constant, variable, alone):
+        torch.library.opcheck(ops.spmm, (*arrays, x, wanted, False))
+        torch.library.opcheck(ops.spmm_t, (*arrays, grad, wanted, 5))
+    torch.library.opcheck(ops.spmm, (*variable, x, wanted, True))
+    torch.library.opcheck(ops.sddmm, (*variable[:2], rowptr_t, col_t, order, grad, x, wanted))
+    torch.library.opcheck(ops.spmm_max, (*variable[:3], x, wanted))
+    torch.library.opcheck(ops.transpose, (graph.rowptr, graph.col, 5))
 
 
 @pytest.mark.parametrize("built_before", [False, True], ids=["transpose not built", "transpose built"])
+@pytest.mark.parametrize("reduce", REDUCES)
 @pytest.mark.usefixtures("compiled")
-def test_compiles_without_graph_break(built_before: bool) -> None:
+def test_compiles_without_graph_break(reduce: Any, built_before: bool) -> None:
     graph = random_graph(6, 5, 12).to(torch.float32)
     if built_before:
         graph.transpose()
+    rows = torch.tensor([4, 0, 4], dtype=torch.int32)
     x = torch.randn(5, 3, requires_grad=True)
-    compiled = torch.compile(lambda x: spmm(graph, x).square().sum(), fullgraph=True, backend="aot_eager")
-    for _ in range(2):
-        (grad,) = torch.autograd.grad(compiled(x), x)
-        dense = graph.to_dense()
-        torch.testing.assert_close(grad, 2 * dense.T @ (dense @ x.detach()))
+    value = graph.value.clone().requires_grad_()
+
+    def captured(x: Tensor, value: Tensor, rows: Tensor | None) -> Tensor:
+        return spmm(graph, x, rows, reduce).square().sum() + spmm(graph.with_value(value), x, rows, reduce).sum()
+
+    compiled = torch.compile(captured, fullgraph=True, backend="aot_eager")
+    for wanted in (None, rows):
+        found = torch.autograd.grad(compiled(x, value, wanted), (x, value))
+        expected = torch.autograd.grad(captured(x, value, wanted), (x, value))
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_compiles_with_the_graph_passed() -> None:
+    x = torch.randn(5, 3, requires_grad=True)
+    compiled = torch.compile(lambda graph, x: spmm(graph, x).sum(), fullgraph=True, backend="aot_eager")
+    for seed in range(2):
+        graph = random_graph(6, 5, 12, seed=seed).to(torch.float32)
+        (grad,) = torch.autograd.grad(compiled(graph, x), x)
+        torch.testing.assert_close(grad, graph.to_dense().sum(0)[:, None].expand(5, 3))
+
+
+class Product(torch.nn.Module):
+    """A product with a fixed graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+        return spmm(self.graph, x, rows) + spmm(self.graph, x, None, "mean").sum()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_exports() -> None:
+    graph = random_graph(6, 5, 12).to(torch.float32)
+    x, rows = torch.randn(5, 3), torch.tensor([1, 5])
+    exported = torch.export.export(Product(graph), (x, rows))
+    torch.testing.assert_close(exported.module()(x, rows), Product(graph)(x, rows))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_autocast_leaves_the_dtype_of_x() -> None:
+    graph = random_graph(6, 5, 12).to(torch.float32)
+    x = torch.randn(5, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(spmm(graph, x), spmm(graph, x, implementation="cpp"))
+        half = spmm(graph, x @ torch.randn(3, 3))
+    assert half.dtype == torch.bfloat16
+    assert torch.autograd.grad(half.sum(), x)[0].dtype == torch.float32
 
 
 @pytest.mark.usefixtures("compiled")
@@ -149,16 +339,17 @@ def test_symmetric_graph_is_never_transposed() -> None:
     spmm(graph, torch.randn(17, 4, requires_grad=True), implementation="cpp").sum().backward()
     assert graph.transpose() is graph
     assert graph._transpose is None
+    assert graph._structure.transposed is None
 
 
 @pytest.mark.usefixtures("compiled")
-def test_what_the_compiled_kernel_refuses() -> None:
+def test_operators_refuse_wrong_rows() -> None:
     graph = random_graph(6, 5, 12)
-    with pytest.raises(RuntimeError, match=r"'cpp' was requested but x has dtype torch.bfloat16"):
-        spmm(graph, torch.randn(5, 3, dtype=torch.bfloat16), implementation="cpp")
-    learned = graph.with_value(graph.value.clone().requires_grad_())
-    with pytest.raises(RuntimeError, match="values require gradients"):
-        spmm(learned, torch.randn(5, 3), implementation="cpp")
+    arrays = graph.rowptr, graph.col, graph.value, None, None, None, None
+    with pytest.raises(RuntimeError, match="rows: found 6, expected 0 to 5"):
+        torch.ops.crane_kernels.spmm(*arrays, torch.randn(5, 3, dtype=torch.float64), torch.tensor([6]), False)
+    with pytest.raises(RuntimeError, match="rows: found -1, expected 0 to 5"):
+        torch.ops.crane_kernels.spmm_t(*arrays, torch.randn(1, 3, dtype=torch.float64), torch.tensor([-1]), 5)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +367,16 @@ def test_refuses_wrong_x(x: Tensor, error: type[Exception], message: str) -> Non
         spmm(random_graph(6, 5, 12), x)
 
 
-def test_refuses_what_is_no_graph() -> None:
+def test_refuses_other_wrong_arguments() -> None:
+    graph, x = random_graph(6, 5, 12), torch.ones(5, 2)
     with pytest.raises(TypeError, match="graph: found Tensor, expected a crane_kernels Graph"):
-        spmm(torch.eye(3).to_sparse(), torch.ones(3, 2))
+        spmm(torch.eye(3).to_sparse(), torch.ones(3, 2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reduce: found 'min', expected 'sum', 'mean' or 'max'"):
+        spmm(graph, x, reduce="min")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rows: found index 6, expected 0 to 5, the rows of graph"):
+        spmm(graph, x, torch.tensor([6]))
+    with pytest.raises(TypeError, match=r"rows: found dtype torch.float32, expected int64 or int32"):
+        spmm(graph, x, torch.ones(2))
 
 
 def test_forward_mode_derivative_is_the_product_with_the_tangent() -> None:
