@@ -2,78 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from baseline import crane as baseline_crane
-from baseline import lightgcn as baseline_lightgcn
 from baseline.training import Sampler, train_epoch
-from torch import Tensor, nn
+from measuring import Measure, anything
+from models import BASELINES, check_equal, make_trainer, served
 
-from crane.config import RunConfig
 from crane.data import Dataset
-from crane.training.run import RunFolder
-from crane.training.trainer import Trainer
 
-BASELINES: dict[str, Callable[..., nn.Module]] = {
-    "lightgcn": baseline_lightgcn.LightGCN,
-    "crane": baseline_crane.CRANE,
-}
+OPERATION = "epoch"
+SCALES, QUICK_SCALES, REAL_DATA = ("baby",), ("demo",), True
 
 
-def make_trainer(model: str, dataset: Dataset, folder: Path) -> Trainer:
-    config = RunConfig.from_mapping({"model": model})
-    run = RunFolder(folder / "run")
-    run.create(config, {})
-    return Trainer(config, dataset, run)
-
-
-def loss_and_gradients(model: nn.Module, loss: Callable[..., Tensor], batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """The loss of a batch and its gradient for every parameter, by name."""
-    model.zero_grad()
-    total = loss(*batch)
-    total.backward()
-    gradients = {name.removesuffix(".weight"): parameter.grad for name, parameter in model.named_parameters()}
-    return {"loss": total.detach(), **gradients}
-
-
-def check_equal(trainer: Trainer, usual: nn.Module) -> None:
-    """Same loss, same gradients: a ratio of times means nothing otherwise."""
-    batch = some_triples(trainer)
-    ours = loss_and_gradients(trainer.model, lambda *triples: trainer.model.loss(*triples).total, batch)
-    theirs = loss_and_gradients(usual, usual.calculate_loss, batch)
-    for name, found in ours.items():
-        expected = theirs[name]
-        assert expected.norm() > 0, name
-        tolerance = 1e-5 * float(expected.abs().max())
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
-
-
-def some_triples(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the first batch, one triple of each user that has other training items too.
-
-    Profiles leave out the batch's items; what is left of a user without others is the rounding error of the order of
-    summation.
-    """
-    users, positives, negatives = next(iter(trainer.sampler.epoch(1)))
-    first = torch.from_numpy(np.unique(users.numpy(), return_index=True)[1])
-    kept = first[trainer.sampler.graph.degrees()[users[first]] > 1]
-    return users[kept], positives[kept], negatives[kept]
-
-
-@pytest.mark.parametrize(("model", "at_least"), [("lightgcn", 5), ("crane", 2)])
-def test_epoch(model, at_least, compare, benchmark, dataset, tmp_path):
+@pytest.mark.parametrize("model", BASELINES)
+def test_epoch(model: str, measure: Measure, dataset: Dataset, tmp_path: Path, quick: bool) -> None:
     trainer = make_trainer(model, dataset, tmp_path)
     usual = BASELINES[model](dataset, trainer.model)
     check_equal(trainer, usual)
-
-    training = trainer.config.training
+    training, pairs = trainer.config.training, dataset.train
     optimizer = torch.optim.Adam(usual.parameters(), lr=training.learning_rate)
-    pairs = dataset.train
     sampler = Sampler(pairs.users, pairs.items, dataset.n_items, training.batch_size, seed=0)
-    benchmark.extra_info |= {"users": dataset.n_users, "items": dataset.n_items, "pairs": len(pairs)}
-    benchmark.extra_info |= {"batch_size": training.batch_size}
-    compare(lambda: train_epoch(usual, optimizer, sampler), lambda: trainer._train(1), at_least, rounds=3)
+    measure(
+        partial(trainer._train, 1),
+        {"research code": partial(train_epoch, usual, optimizer, sampler)},
+        case=model,
+        size=len(pairs),
+        unit="training pairs",
+        implementation=served(),
+        agree=anything,
+        warm_up=quick,
+        rounds=None if quick else 3,
+    )

@@ -1,71 +1,81 @@
-"""Sparse times dense on the normalised user-item graph against ``torch.sparse.mm``, forward and backward."""
+"""Sparse times dense on the normalised user-item graph, and on a power-law graph of 10^7 edges."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
+import peers
 import pytest
+import scales
 import torch
+from machine import Work
+from measuring import Measure
 from torch import Tensor
 
-from crane.data import Dataset
-from crane_kernels import Graph, propagate, spmm
+from crane_kernels import Graph, dispatch, spmm
+from crane_kernels.spmm import reference
 
+OPERATION = "spmm"
 DIM = 64
-LAYERS = 3
-ROUNDS = 100
-AT_LEAST = {"csr": 3.0, "coalesced": 10.0, "uncoalesced": 10.0}
 
 
-def adjacency(graph: Graph, layout: str) -> Tensor:
-    """The graph as existing code holds it."""
-    csr = graph.to_torch()
-    if layout == "csr":
-        return csr
-    coo = csr.to_sparse_coo()
-    if layout == "coalesced":
-        return coo.coalesce()
-    return torch.sparse_coo_tensor(coo.indices(), coo.values(), coo.shape, check_invariants=False)
-
-
-@pytest.fixture(scope="module")
-def graph(dataset: Dataset) -> Graph:
-    """D^-1/2 A D^-1/2 over users and items."""
-    return dataset.graph("train").bipartite().normalize("symmetric")
-
-
-@pytest.fixture
-def x(graph: Graph) -> Tensor:
-    return torch.randn(graph.n_cols, DIM, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("layout", AT_LEAST)
-def test_forward(compare: Callable[..., None], graph: Graph, x: Tensor, layout: str) -> None:
-    theirs = adjacency(graph, layout)
-    torch.testing.assert_close(spmm(graph, x, implementation="cpp"), torch.sparse.mm(theirs, x))
-    compare(lambda: torch.sparse.mm(theirs, x), lambda: spmm(graph, x), AT_LEAST[layout], ROUNDS)
-
-
-@pytest.mark.parametrize("layout", AT_LEAST)
-def test_forward_and_backward(compare: Callable[..., None], graph: Graph, x: Tensor, layout: str) -> None:
-    theirs, x, grad = adjacency(graph, layout), x.requires_grad_(), torch.ones_like(x)
-    compare(
-        lambda: torch.autograd.grad(torch.sparse.mm(theirs, x), x, grad),
-        lambda: torch.autograd.grad(spmm(graph, x), x, grad),
-        AT_LEAST[layout],
-        ROUNDS,
+def product_work(graph: Graph, width: int) -> Work:
+    """Every edge and its row of x once, every row pointer and every row of y once, in float32."""
+    edges = graph.nnz * (graph.col.element_size() + 4) + graph.rowptr.nbytes
+    return Work(
+        bytes=edges + graph.n_rows * width * 4,
+        gathered=graph.nnz * width * 4,
+        flops=2 * graph.nnz * width,
+        table=graph.n_cols * width * 4,
     )
 
 
-@pytest.mark.parametrize("layout", AT_LEAST)
-def test_propagation(compare: Callable[..., None], graph: Graph, x: Tensor, layout: str) -> None:
-    theirs = adjacency(graph, layout)
+def features(graph: Graph) -> Tensor:
+    """The x to multiply by."""
+    x = torch.randn(graph.n_cols, DIM, generator=torch.Generator().manual_seed(0))
+    return x.to(graph.device).requires_grad_()
 
-    def usual() -> Tensor:
-        layers = [x]
-        for _ in range(LAYERS):
-            layers.append(torch.sparse.mm(theirs, layers[-1]))
-        return torch.stack(layers, dim=1).mean(dim=1)
 
-    torch.testing.assert_close(propagate(graph, x, LAYERS, implementation="cpp"), usual())
-    compare(usual, lambda: propagate(graph, x, LAYERS), AT_LEAST[layout], ROUNDS // 4)
+def compiled_reference(graph: Graph, quick: bool) -> peers.Function | str:
+    """The reference by torch.compile, as a function of x."""
+    return peers.TOO_LONG if quick else partial(peers.compiled(reference.spmm), graph)
+
+
+@pytest.mark.parametrize("case", peers.CASES)
+def test_spmm(case: str, measure: Measure, graph: Graph, requested: str | None, quick: bool) -> None:
+    x = features(graph)
+    others = {**peers.products(graph), peers.COMPILED: compiled_reference(graph, quick)}
+    competitors = {name: peers.run(product, (x,), case) for name, product in others.items()}
+    if case == peers.FORWARD:
+        competitors["scipy, 1 thread"] = peers.scipy_product(graph, x)
+    measure(
+        peers.run(partial(spmm, graph, implementation=requested), (x,), case),
+        competitors,
+        case=case,
+        size=graph.nnz,
+        unit="edges",
+        implementation=dispatch.choose(OPERATION, requested, graph, x).implementation.name,
+        work=product_work(graph, DIM).times(1 + (case == peers.BACKWARD)),
+    )
+
+
+def test_spmm_power_law(measure: Measure, device: str, requested: str | None, quick: bool) -> None:
+    if quick:
+        pytest.skip(peers.TOO_LONG)
+    graph = scales.power_law_graph().to(device)
+    x = features(graph).detach()
+    matrix = peers.adjacency(graph, "CSR")
+    measure(
+        partial(spmm, graph, x, implementation=requested),
+        {
+            "torch.sparse CSR": partial(torch.sparse.mm, matrix, x),
+            "torch_sparse": peers.run(peers.torch_sparse_product(graph), (x,)),
+            "scipy, 1 thread": peers.scipy_product(graph, x),
+        },
+        case="power-law graph",
+        scale="power law",
+        size=graph.nnz,
+        unit="edges",
+        implementation=dispatch.choose(OPERATION, requested, graph, x).implementation.name,
+        work=product_work(graph, DIM),
+    )

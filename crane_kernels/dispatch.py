@@ -67,6 +67,11 @@ def operations() -> tuple[str, ...]:
     return tuple(sorted(_registry))
 
 
+def implementations(operation: str) -> tuple[str, ...]:
+    """Names of the implementations of ``operation``, fastest first."""
+    return tuple(candidate.name for candidate in _registry[operation])
+
+
 def call(operation: str, requested: str | None, *args: Any, **kwargs: Any) -> Any:
     """Run ``operation`` with the implementation that :func:`choose` picks."""
     return _pick(operation, requested, None, args, kwargs).function(*args, **kwargs)

@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_recommend(commands)
     _add_data(commands)
+    _add_bench(commands)
     commands.add_parser(
         "info", help="versions, the compiled extension, devices, and what serves each operation", allow_abbrev=False
     )
@@ -87,6 +88,29 @@ def _add_data(commands: argparse._SubParsersAction[_Parser]) -> None:
     data = commands.add_parser("data", help="load a data set, and say what is in it", allow_abbrev=False)
     data.add_argument("path", metavar="PATH", help="a folder or file of interactions, or 'demo'")
     _add_set(data)
+
+
+def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="make a page of benchmark results, or check them",
+        description="Read what pytest benchmarks --benchmark-only --benchmark-json FILE wrote.",
+        allow_abbrev=False,
+    )
+    bench.add_argument(
+        "results", metavar="FILE", nargs="+", help="results in JSON; of a case in several files the last one counts"
+    )
+    action = bench.add_mutually_exclusive_group()
+    action.add_argument(
+        "--output",
+        metavar="DIR",
+        default="benchmark-report",
+        help="folder of the page and pictures (default: %(default)s)",
+    )
+    action.add_argument(
+        "--check", metavar="RATIOS", help="fail if the best of the results loses too much of a ratio recorded here"
+    )
+    action.add_argument("--record", metavar="RATIOS", help="record the results' ratios for --check")
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:

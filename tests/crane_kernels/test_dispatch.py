@@ -110,6 +110,10 @@ def test_choice_says_why() -> None:
         assert dispatch.environment_choice("toy").requested
 
 
+def test_implementations_are_listed_fastest_first() -> None:
+    assert dispatch.implementations("toy") == ("cuda", "cpp", "reference")
+
+
 def test_reference_is_always_there() -> None:
     with pytest.raises(ValueError, match="must list a reference implementation last"):
         dispatch.register("other", Implementation("cpp", abs))

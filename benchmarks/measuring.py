@@ -1,0 +1,162 @@
+"""Times ours and its peers turn by turn and records what the report and the regression guard read."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import machine
+import memory
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from crane_kernels import Graph
+
+Run = Callable[[], Any]
+Peer = Run | str  # what to time, or why it cannot be timed here
+ROUNDS = (5, 60)
+QUICK_ROUNDS = (3, 15)
+BUDGET, QUICK_BUDGET = 0.8, 0.25  # seconds for the rounds of ours and all peers
+
+
+class Measure:
+    """Measures one case: see :meth:`__call__`."""
+
+    def __init__(self, benchmark: BenchmarkFixture, device: str, quick: bool, where: dict[str, str]) -> None:
+        self.benchmark = benchmark
+        self.device = device
+        self.quick = quick
+        self.where = where
+
+    def __call__(
+        self,
+        ours: Run,
+        peers: dict[str, Peer],
+        *,
+        size: int,
+        unit: str,
+        implementation: str,
+        case: str = "",
+        scale: str | None = None,
+        work: machine.Work | None = None,
+        agree: Callable[[Any, Any], None] | None = None,
+        warm_up: bool = True,
+        rounds: int | None = None,
+    ) -> None:
+        """Time ``ours`` and ``peers`` in turn, so that what slows the machine for a while slows all of them.
+
+        Args:
+            ours: what the product does.
+            peers: by name, others that do the same, or the reason why one cannot run.
+            size: what the cost grows with, in ``unit``.
+            unit: such as "edges".
+            implementation: what serves ``ours``.
+            case: what of the operation this is.
+            scale: how large, in a word; None: the test's own scale.
+            work: the least that has to be done.
+            agree: raises unless the result of a peer (second) is that of ours (first); None: equal but for rounding.
+            warm_up: whether to run everything once before (off: for what takes many seconds a call).
+            rounds: how many turns; None: as many as fit a budget of time.
+        """
+        runnable = {name: peer for name, peer in peers.items() if not isinstance(peer, str)}
+        if warm_up:
+            for run in (ours, *runnable.values()):
+                run()
+        expected, peak = memory.peak(ours, self.device)
+        peaks = {}
+        for name, run in runnable.items():
+            found, peaks[name] = memory.peak(run, self.device)
+            (agree or same)(expected, found)
+        del expected, found
+        times = self._time(ours, runnable, rounds)
+        seconds = statistics.median(times.pop(""))
+        self.benchmark.group = " ".join(filter(None, (self.where["operation"], case)))
+        self.benchmark.extra_info |= {
+            **self.where,
+            **({} if scale is None else {"scale": scale}),
+            "case": case,
+            "size": size,
+            "unit": unit,
+            "device": self.device,
+            "implementation": implementation,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "quick": self.quick,
+            "seconds": seconds,
+            "peak_bytes": peak,
+            "peers": {
+                name: {
+                    "seconds": statistics.median(values),
+                    "ratio": statistics.median(values) / seconds,
+                    "peak_bytes": peaks[name],
+                }
+                for name, values in times.items()
+            },
+            "not_run": {name: reason for name, reason in peers.items() if isinstance(reason, str)},
+        }
+        if work is not None:
+            self.benchmark.extra_info |= self._fraction(work, seconds)
+        self._print(seconds)
+
+    def _time(self, ours: Run, peers: dict[str, Run], rounds: int | None) -> dict[str, list[float]]:
+        """The seconds of each turn by peer; ours under the empty name."""
+        times: dict[str, list[float]] = {name: [] for name in ("", *peers)}
+        order = itertools.cycle([list(peers.items()), list(peers.items())[::-1]])
+
+        def time_peers() -> None:
+            for name, run in next(order):
+                times[name].append(machine.seconds(run, self.device))
+
+        def time_ours() -> None:
+            times[""].append(machine.seconds(ours, self.device))
+
+        if rounds is None:
+            rounds = self._rounds(sum(machine.seconds(run, self.device) for run in (ours, *peers.values())))
+        self.benchmark.pedantic(time_ours, setup=time_peers, rounds=rounds)
+        return times
+
+    def _rounds(self, seconds: float) -> int:
+        """How many turns of that length fit the budget."""
+        budget, (least, most) = (QUICK_BUDGET, QUICK_ROUNDS) if self.quick else (BUDGET, ROUNDS)
+        return max(least, min(most, int(budget / max(seconds, 1e-6))))
+
+    def _fraction(self, work: machine.Work, seconds: float) -> dict[str, Any]:
+        limits = machine.limits(self.device, self.quick)
+        return {
+            "bytes": work.bytes + work.gathered,
+            "flops": work.flops,
+            "bytes_per_second": (work.bytes + work.gathered) / seconds,
+            "flops_per_second": work.flops / seconds,
+            "fraction": work.least_seconds(limits) / seconds,
+            "bound": work.bound(limits),
+        }
+
+    def _print(self, seconds: float) -> None:
+        info = self.benchmark.extra_info
+        peers = "; ".join(
+            [f"{name} {peer['ratio']:.2f}x" for name, peer in info["peers"].items()]
+            + [f"{name} not run: {reason}" for name, reason in info["not_run"].items()]
+        )
+        fraction = f", {info['fraction']:.0%} of {info['bound']}" if "fraction" in info else ""
+        print(f"\n{self.benchmark.name}: {info['implementation']} {seconds * 1e3:.3f} ms{fraction}; {peers}")
+
+
+def same(ours: Any, theirs: Any) -> None:
+    """The same tensors (or arrays, graphs, or several of them) but for the rounding of float32."""
+    for a, b in zip(_tensors(ours), _tensors(theirs), strict=True):
+        scale = float(a.detach().abs().max()) if a.numel() else 0.0
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5 * scale + 1e-8)
+
+
+def anything(_ours: Any, _theirs: Any) -> None:
+    """For what is random, or is checked by the module itself."""
+
+
+def _tensors(result: Any) -> Iterable[torch.Tensor]:
+    if isinstance(result, Graph):
+        return [result.rowptr, result.col.long(), result.value]
+    if isinstance(result, tuple | list):
+        return [tensor for part in result for tensor in _tensors(part)]
+    return [torch.as_tensor(result)]

@@ -1,0 +1,146 @@
+"""The measured rows in the JSON of ``pytest benchmarks --benchmark-only --benchmark-json``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another way to compute the same, timed in turn with ours.
+
+    Attributes:
+        seconds: median of a call.
+        ratio: ``seconds`` over ours: how many times as fast ours is.
+        peak_bytes: most memory held during a call, if it could be measured.
+    """
+
+    seconds: float
+    ratio: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured case.
+
+    Attributes:
+        operation: what is measured.
+        case: which part or way of it; may be empty.
+        scale: name of the size.
+        backend: "cpu", or the implementation asked for on a GPU.
+        size: what the cost grows with, counted in ``unit``.
+        unit: such as "edges".
+        implementation: what served the calls.
+        seconds: median of a call.
+        peak_bytes: most memory held during a call beyond that before it, if it could be measured.
+        fraction: of the machine's measured limit that the least work at this speed is; None without a count of it.
+        bound: which limit that is: "stream", "gather" or "matmul".
+        peers: by name.
+        not_run: peers that could not run, and why.
+        quick: whether it was a run with few rounds.
+    """
+
+    operation: str
+    case: str
+    scale: str
+    backend: str
+    size: int
+    unit: str
+    implementation: str
+    seconds: float
+    peak_bytes: int | None
+    fraction: float | None
+    bound: str | None
+    peers: dict[str, Peer]
+    not_run: dict[str, str]
+    quick: bool
+
+    @property
+    def title(self) -> str:
+        """Operation, case and, on a GPU, implementation: what a picture is about."""
+        parts = [self.operation, self.case, self.backend if self.backend != "cpu" else ""]
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def name(self) -> str:
+        """Title and scale: a name no other row of a run has."""
+        return f"{self.title}, {self.scale}"
+
+    @property
+    def fastest_peer(self) -> str | None:
+        """The peer that takes the least time."""
+        return min(self.peers, key=lambda name: self.peers[name].seconds, default=None)
+
+
+@dataclass(frozen=True)
+class Results:
+    """One run of the benchmarks.
+
+    Attributes:
+        rows: in the order they were measured.
+        not_run: operation, scale, backend and reason of each case that was left out.
+        machine: processor, threads, versions and what serves each operation.
+        limits: by device, measured bytes or operations a second; of gathering, by the bytes of the table.
+        time: when, as ISO 8601.
+    """
+
+    rows: tuple[Row, ...]
+    not_run: tuple[dict[str, str], ...]
+    machine: dict[str, Any]
+    limits: dict[str, dict[str, Any]]
+    time: str
+
+    def by_title(self) -> dict[str, list[Row]]:
+        """The rows of each picture, from small to large."""
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(row.title, []).append(row)
+        return {title: sorted(rows, key=lambda row: row.size) for title, rows in groups.items()}
+
+
+def load(path: Path) -> Results:
+    """Read one run.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no JSON of these benchmarks, or holds no rows.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(_row(benchmark["extra_info"]) for benchmark in document["benchmarks"])
+        machine = document["machine_info"]
+        results = Results(rows, tuple(document["not_run"]), machine["crane"], machine["limits"], document["datetime"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: found no results of these benchmarks ({error!r}), expected what pytest benchmarks "
+            "--benchmark-only --benchmark-json FILE writes"
+        ) from error
+    if not rows:
+        raise ValueError(f"{path}: found no measured case, expected at least one")
+    return results
+
+
+def _row(info: dict[str, Any]) -> Row:
+    fields = {name: info[name] for name in Row.__annotations__ if name not in ("peers", "fraction", "bound")}
+    peers = {name: Peer(**peer) for name, peer in info["peers"].items()}
+    return Row(**fields, peers=peers, fraction=info.get("fraction"), bound=info.get("bound"))
+
+
+def exponent(points: Iterable[tuple[float, float]]) -> float | None:
+    """The b of y = a x^b by least squares on logarithms; None with fewer than three different x."""
+    logs = [(math.log(x), math.log(y)) for x, y in points if x > 0 and y > 0]
+    if len({x for x, _ in logs}) < 3:
+        return None
+    x_mean, y_mean = _mean([x for x, _ in logs]), _mean([y for _, y in logs])
+    covariance = sum((x - x_mean) * (y - y_mean) for x, y in logs)
+    return covariance / sum((x - x_mean) ** 2 for x, _ in logs)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

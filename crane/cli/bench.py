@@ -1,0 +1,51 @@
+"""``crane bench``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from crane.bench import Finding, Ratios, Results, check, load, record, write_page
+from crane.cli.errors import user_errors
+from crane.cli.tables import plain_table
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the report of benchmark results, or compare them with recorded ratios; returns the exit code."""
+    console = Console()
+    with user_errors():
+        runs = [load(Path(path)) for path in arguments.results]
+        if arguments.check is not None:
+            return _check(console, runs, Ratios.load(Path(arguments.check)))
+        if arguments.record is not None:
+            ratios = record(runs)
+            ratios.save(Path(arguments.record))
+            count = sum(len(peers) for peers in ratios.cases.values())
+            text = f"{count} ratios of {len(ratios.cases)} cases written to {arguments.record}"
+        else:
+            text = f"report written to {write_page(runs, Path(arguments.output))}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _check(console: Console, runs: Sequence[Results], expected: Ratios) -> int:
+    findings = check(runs, expected)
+    lost = [finding for finding in findings if not finding.holds]
+    if lost:
+        console.print(plain_table(["case", "peer", "recorded", "least", "found"], map(_cells, lost)))
+    threads = runs[-1].machine["threads"]
+    if threads != expected.threads:
+        text = f"measured with {threads} threads, recorded with {expected.threads}: the ratios may differ"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    kept = len(findings) - len(lost)
+    console.print(f"{kept} of {len(findings)} ratios hold", markup=False, highlight=False)
+    return 1 if lost else 0
+
+
+def _cells(finding: Finding) -> tuple[str, ...]:
+    found = "not measured" if finding.found is None else f"{finding.found:.2f}"
+    expected = finding.expected
+    return finding.case, finding.peer, f"{expected.ratio:.2f}", f"{expected.least:.2f}", found
