@@ -10,7 +10,8 @@ enable_language(CUDA)
 
 add_library(_ops_cuda MODULE
             csrc/registration/ops_cuda.cpp csrc/spmm/spmm_cuda.cpp csrc/propagate/propagate_cuda.cpp
-            csrc/propagate/propagate_cuda.cu csrc/spmm/mark_cuda.cu csrc/spmm/sddmm_cuda.cu csrc/spmm/spmm_cuda.cu)
+            csrc/propagate/propagate_cuda.cu csrc/spmm/mark_cuda.cu csrc/spmm/rows_cuda.cu
+            csrc/spmm/sddmm_cuda.cu csrc/spmm/spmm_cuda.cu)
 target_compile_options(_ops_cuda PRIVATE -O3 $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra>
                                          $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v>)
 target_compile_definitions(_ops_cuda PRIVATE TORCH_TARGET_VERSION=0x020d000000000000)

@@ -86,6 +86,11 @@ __device__ inline void store_bits(void* p, typename Bits<kBytes>::type bits) {
   *static_cast<typename Bits<kBytes>::type*>(p) = bits;
 }
 
+[[noreturn]] __device__ inline void trap(const char*) {
+  __trap();
+  __builtin_unreachable();
+}
+
 #define CRANE_DYNAMIC_SHARED(T, name)                           \
   extern __shared__ __align__(16) unsigned char crane_shared[]; \
   T* name = reinterpret_cast<T*>(crane_shared)
@@ -143,6 +148,8 @@ inline void store_bits(void* p, typename Bits<kBytes>::type bits) {
   cuda_on_cpu::count(p, kBytes, true);
   std::memcpy(p, &bits, kBytes);
 }
+
+[[noreturn]] inline void trap(const char* what) { cuda_on_cpu::fail(what); }
 
 #define CRANE_DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(cuda_on_cpu::dynamic_shared())
 
@@ -245,5 +252,11 @@ struct Group {
     return value;
   }
 };
+
+// Bytes rounded up, so that what follows them in a workspace is aligned for every access.
+inline size_t aligned(int64_t bytes) { return static_cast<size_t>((bytes + 15) / 16 * 16); }
+
+// How many blocks of `each` items there are.
+inline unsigned blocks(int64_t items, int64_t each) { return static_cast<unsigned>((items + each - 1) / each); }
 
 }  // namespace crane::cuda

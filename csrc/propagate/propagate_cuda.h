@@ -22,4 +22,19 @@ size_t propagate_workspace(const Propagate& call);
 // Returns null, or what went wrong.
 const char* propagate(const Propagate& call, void* workspace, void* stream);
 
+// y = P^T grad, where P is the matrix that propagation to these rows multiplies x by: grad has a row for each place of
+// the list, y as many rows as A.
+struct PropagateT {
+  Csr a, t;  // A and its transpose; the values of A are not used
+  RowList rows;
+  Type type;
+  const void* grad;
+  void* y;
+  int64_t width, grad_stride, layers;
+};
+
+size_t propagate_t_workspace(const PropagateT& call);
+
+const char* propagate_t(const PropagateT& call, void* workspace, void* stream);
+
 }  // namespace crane::cuda

@@ -7,5 +7,7 @@ STABLE_TORCH_LIBRARY_IMPL(crane_kernels, CUDA, m) {
   m.impl("spmm", TORCH_BOX(&crane::cuda::spmm_tensors));
   m.impl("spmm_t", TORCH_BOX(&crane::cuda::spmm_t_tensors));
   m.impl("propagate_t", TORCH_BOX(&crane::cuda::propagate_t_tensors));
+  m.impl("spmm_max", TORCH_BOX(&crane::cuda::spmm_max_tensors));
+  m.impl("sddmm", TORCH_BOX(&crane::cuda::sddmm_tensors));
   m.impl("propagate", TORCH_BOX(&crane::cuda::propagate_tensors));
 }

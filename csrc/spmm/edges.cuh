@@ -43,9 +43,17 @@ __device__ inline bool wants(const uint8_t* mask, const Group& group, int64_t ro
   return group.broadcast(group.lane == 0 ? static_cast<int>(load(mask + row)) : 0, 0) != 0;
 }
 
-__device__ inline int64_t row_of_output(const int64_t* rows, const Group& group, int64_t out) {
+// The k-th of the rows asked for. One that is not there ends the kernel: the host could not look at it without waiting
+// for the device.
+__device__ inline int64_t load_row(const int64_t* rows, int64_t k, int64_t n_rows) {
+  const int64_t row = load(rows + k);
+  if (row < 0 || row >= n_rows) trap("a row is out of range");
+  return row;
+}
+
+__device__ inline int64_t row_of_output(const int64_t* rows, const Group& group, int64_t out, int64_t n_rows) {
   if (rows == nullptr) return out;
-  return group.broadcast(group.lane == 0 ? load(rows + out) : 0, 0);
+  return group.broadcast(group.lane == 0 ? load_row(rows, out, n_rows) : 0, 0);
 }
 
 // Calls f(row, edges of the row, those of them in [first, last)) for each row with edges in [first, last), which must

@@ -12,9 +12,10 @@ constexpr int kBlock = 256;
 constexpr int kLanes = 32;
 constexpr int64_t kSegment = 512;  // edges a warp
 
-__global__ void __launch_bounds__(kBlock) mark_rows_kernel(const int64_t* rows, int64_t n, uint8_t* reached) {
+__global__ void __launch_bounds__(kBlock)
+    mark_rows_kernel(const int64_t* rows, int64_t n, int64_t n_rows, uint8_t* reached) {
   const int64_t k = static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x;
-  if (k < n) store(reached + load_once(rows + k), uint8_t{1});
+  if (k < n) store(reached + load_row(rows, k, n_rows), uint8_t{1});
 }
 
 __global__ void __launch_bounds__(kBlock) mark_columns_kernel(const Csr a, const uint8_t* wanted, uint8_t* reached) {
@@ -28,13 +29,12 @@ __global__ void __launch_bounds__(kBlock) mark_columns_kernel(const Csr a, const
   });
 }
 
-unsigned blocks(int64_t items, int64_t each) { return static_cast<unsigned>((items + each - 1) / each); }
-
 }  // namespace
 
-const char* mark_rows(const int64_t* rows, int64_t n, uint8_t* reached, void* stream) {
+const char* mark_rows(const int64_t* rows, int64_t n, int64_t n_rows, uint8_t* reached, void* stream) {
   if (n == 0) return nullptr;
-  return launch("mark_rows", mark_rows_kernel, dim3{blocks(n, kBlock), 1, 1}, kBlock, 0, stream, rows, n, reached);
+  return launch("mark_rows", mark_rows_kernel, dim3{blocks(n, kBlock), 1, 1}, kBlock, 0, stream, rows, n, n_rows,
+                reached);
 }
 
 const char* mark_columns(const Csr& a, const uint8_t* wanted, uint8_t* reached, void* stream) {

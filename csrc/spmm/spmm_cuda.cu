@@ -170,7 +170,7 @@ template <typename T>
 __device__ Task row_task(const Args<T>& args, const Group& group, int64_t out) {
   constexpr Task kNone{};
   if (out >= args.call.n_out || !wants(args.call.y_mask, group, out)) return kNone;
-  const int64_t row = row_of_output(args.call.rows, group, out);
+  const int64_t row = row_of_output(args.call.rows, group, out, args.call.a.n_rows);
   const Range edges = edges_of_row(args.call.a, group, row);
   if (args.n_segments > 0 && is_hub(edges.begin, edges.end)) return kNone;
   return {true, edges.begin, edges.end, row, edges.end - edges.begin, out, -1};
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(kBlock)
     spmm_wanted_kernel(const Csr a, const int64_t* rows, int64_t n_out, uint8_t* wanted_slots) {
   const int64_t out = static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x;
   if (out >= n_out) return;
-  const int64_t row = load(rows + out);
+  const int64_t row = load_row(rows, out, a.n_rows);
   const int64_t begin = load(a.rowptr + row), end = load(a.rowptr + row + 1);
   if (!is_hub(begin, end)) return;
   for (int64_t s = begin / kSegment; s * kSegment < end; ++s) store(wanted_slots + slot_of(s, begin), uint8_t{1});
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kBlock, kBlocks) spmm_hubs_kernel(const Args<T
   const bool exists = mine < args.call.n_out && (args.call.y_mask == nullptr || load(args.call.y_mask + mine) != 0);
   Range edges{0, 0};
   if (exists) {
-    const int64_t row = args.call.rows == nullptr ? mine : load(args.call.rows + mine);
+    const int64_t row = args.call.rows == nullptr ? mine : load_row(args.call.rows, mine, a.n_rows);
     edges = {load(a.rowptr + row), load(a.rowptr + row + 1)};
   }
   const bool hub = is_hub(edges.begin, edges.end);
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(kBlock, kBlocks) spmm_hubs_kernel(const Args<T
     if (group.number() == 0 && column < args.call.width) {
       for (int other = 1; other < n_groups; ++other) total.merge(0, sums[other * group.size + group.lane], 0);
       const int64_t out = first_out + i;
-      const int64_t row = args.call.rows == nullptr ? out : load(args.call.rows + out);
+      const int64_t row = args.call.rows == nullptr ? out : load_row(args.call.rows, out, a.n_rows);
       finish<1>(args, out, row, range.end - range.begin, column, total);
       if (args.call.argmax != nullptr) store_argmax<1>(args.call.argmax + out * args.call.width + column, total);
     }
@@ -282,8 +282,6 @@ __global__ void __launch_bounds__(kBlock, kBlocks) spmm_hubs_kernel(const Args<T
 int64_t segments(const Spmm& call) {
   return call.a.n_edges > kSegment ? (call.a.n_edges + kSegment - 1) / kSegment : 0;
 }
-
-size_t aligned(size_t bytes) { return (bytes + 15) / 16 * 16; }
 
 // Byte offsets of what the workspace holds.
 struct Workspace {
@@ -296,8 +294,6 @@ struct Workspace {
     end = wanted + (call.rows == nullptr ? 0 : aligned(slots));
   }
 };
-
-int64_t blocks(int64_t items, int64_t each) { return (items + each - 1) / each; }
 
 template <typename T, int kBytes, template <typename, int> class Reduction>
 const char* run_rows(Args<T> args, void* stream) {

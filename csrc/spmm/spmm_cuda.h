@@ -9,6 +9,8 @@ namespace crane::cuda {
 enum class Type { kFloat, kDouble, kHalf, kBFloat16 };
 enum class Reduce { kSum, kMean, kMax };
 
+inline int64_t element_bytes(Type type) { return type == Type::kFloat ? 4 : type == Type::kDouble ? 8 : 2; }
+
 // A in compressed sparse rows.
 struct Csr {
   const int64_t* rowptr;  // n_rows + 1
@@ -62,10 +64,49 @@ struct Sddmm {
 
 const char* sddmm(const Sddmm& call, void* stream);
 
-// Sets reached[rows[k]] = 1 for k < n.
-const char* mark_rows(const int64_t* rows, int64_t n, uint8_t* reached, void* stream);
+// Sets reached[rows[k]] = 1 for k < n; reached is n_rows long.
+const char* mark_rows(const int64_t* rows, int64_t n, int64_t n_rows, uint8_t* reached, void* stream);
 
 // Sets reached[col[e]] = 1 for every edge e of the rows i with wanted[i] != 0.
 const char* mark_columns(const Csr& a, const uint8_t* wanted, uint8_t* reached, void* stream);
+
+// Rows that are wanted, with repetitions, in ascending order: row sorted[p] stood at place[p] of the list.
+struct RowList {
+  const int64_t* sorted;
+  const int64_t* place;
+  int64_t n;
+};
+
+// out[i] = scale * sum of x[k] over the places k of row i, for the rows of the list alone; also sets mask[i] = 1.
+struct SumRows {
+  RowList rows;
+  int64_t n_rows;  // of out
+  Type type;
+  const void* x;  // a row for each place, x_stride elements apart
+  void* out;      // rows of width elements
+  uint8_t* mask;
+  int64_t width, x_stride;
+  double scale;
+};
+
+const char* sum_rows(const SumRows& call, void* stream);
+
+// y = A[rows]^T grad, with a row of grad for each place of the list.
+struct SpmmT {
+  Csr a, t;  // A and its transpose; the values of A are not used
+  RowList rows;
+  Type type;
+  const void* grad;
+  void* y;  // as many rows as t
+  int64_t width, grad_stride;
+};
+
+// Bytes of device memory, aligned to 16, that the call needs while it runs.
+size_t spmm_t_workspace(const SpmmT& call);
+
+const char* spmm_t(const SpmmT& call, void* workspace, void* stream);
+
+// out[e] = value[order[e]] for e < n; order is int64 if wide, else int32.
+const char* reorder(const void* value, const void* order, bool wide, Type type, int64_t n, void* out, void* stream);
 
 }  // namespace crane::cuda

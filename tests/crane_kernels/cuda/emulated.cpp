@@ -154,6 +154,56 @@ const char* sddmm(Folder& folder) {
   return crane::cuda::sddmm(call, nullptr);
 }
 
+crane::cuda::RowList row_list(Folder& folder) {
+  return {reinterpret_cast<const int64_t*>(folder.array("sorted")),
+          reinterpret_cast<const int64_t*>(folder.array("place")), folder.integer("n_places")};
+}
+
+// The transpose: arrays whose names end in _t.
+Csr transpose(Folder& folder) {
+  return {reinterpret_cast<const int64_t*>(folder.array("rowptr_t")),
+          folder.array("col_t"),
+          folder.array("value_t"),
+          folder.integer("n_cols"),
+          folder.integer("n_edges"),
+          folder.integer("wide") != 0};
+}
+
+const char* spmm_t(Folder& folder) {
+  crane::cuda::SpmmT call{};
+  call.a = graph(folder);
+  call.t = transpose(folder);
+  call.rows = row_list(folder);
+  call.type = static_cast<crane::cuda::Type>(folder.integer("type"));
+  call.grad = folder.array("grad");
+  call.width = folder.integer("width");
+  call.grad_stride = folder.integer("grad_stride", call.width);
+  call.y = folder.output("y", static_cast<size_t>(call.t.n_rows * call.width * element_bytes(folder.integer("type"))));
+  return crane::cuda::spmm_t(call, folder.output("workspace", crane::cuda::spmm_t_workspace(call)), nullptr);
+}
+
+const char* propagate_t(Folder& folder) {
+  crane::cuda::PropagateT call{};
+  call.a = graph(folder);
+  call.t = transpose(folder);
+  call.rows = row_list(folder);
+  call.type = static_cast<crane::cuda::Type>(folder.integer("type"));
+  call.grad = folder.array("grad");
+  call.width = folder.integer("width");
+  call.grad_stride = folder.integer("grad_stride", call.width);
+  call.layers = folder.integer("layers");
+  call.y = folder.output("y", static_cast<size_t>(call.a.n_rows * call.width * element_bytes(folder.integer("type"))));
+  void* workspace = folder.output("workspace", crane::cuda::propagate_t_workspace(call));
+  return crane::cuda::propagate_t(call, workspace, nullptr);
+}
+
+const char* reorder(Folder& folder) {
+  const Csr a = graph(folder);
+  const auto type = static_cast<crane::cuda::Type>(folder.integer("type"));
+  void* out = folder.output("out", static_cast<size_t>(a.n_edges) * element_bytes(folder.integer("type")));
+  return crane::cuda::reorder(a.value, folder.array("order"), a.wide, type, a.n_edges, out, nullptr);
+}
+
 // What rows reach in one step: mark_rows, then mark_columns.
 const char* reach(Folder& folder) {
   const Csr a = graph(folder);
@@ -163,7 +213,7 @@ const char* reach(Folder& folder) {
   std::memset(wanted, 0, n_rows);
   std::memset(reached, 0, n_cols);
   const auto* rows = reinterpret_cast<const int64_t*>(folder.array("rows"));
-  const char* error = crane::cuda::mark_rows(rows, folder.integer("n_out"), wanted, nullptr);
+  const char* error = crane::cuda::mark_rows(rows, folder.integer("n_out"), a.n_rows, wanted, nullptr);
   return error != nullptr ? error : crane::cuda::mark_columns(a, wanted, reached, nullptr);
 }
 
@@ -174,10 +224,10 @@ int main(int, char** arguments) {
   Folder folder(arguments[2]);
   cuda_on_cpu::settings().descending = folder.integer("descending") != 0;
   cuda_on_cpu::settings().blocks_from_the_end = folder.integer("blocks_from_the_end");
-  const char* error = operation == "spmm"        ? spmm(folder)
-                      : operation == "propagate" ? propagate(folder)
-                      : operation == "sddmm"     ? sddmm(folder)
-                                                 : reach(folder);
+  const std::map<std::string, const char* (*)(Folder&)> operations = {
+      {"spmm", spmm},   {"spmm_t", spmm_t},   {"propagate", propagate}, {"propagate_t", propagate_t},
+      {"sddmm", sddmm}, {"reorder", reorder}, {"reach", reach}};
+  const char* error = operations.at(operation)(folder);
   if (error != nullptr) {
     std::fprintf(stderr, "%s\n", error);
     return 2;

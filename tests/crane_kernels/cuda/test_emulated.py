@@ -282,6 +282,108 @@ def test_propagation(emulator: Emulator, layers: int, some_rows: bool):
     torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
 
 
+ROWS = {
+    "none": [],
+    "repeated": [8, 2, 1, 8, 2, 2],
+    "a row without edges": [1],
+    "often": [2] * 70 + [7, 3] * 20,
+}
+
+
+def listed(rows: list[int]) -> dict[str, np.ndarray]:
+    """The wanted rows in ascending order, and where in the list each stood."""
+    place = np.argsort(rows, kind="stable").astype(np.int64)
+    return {"sorted": np.array(rows, dtype=np.int64)[place], "place": place}
+
+
+def transposed(case: Case) -> dict[str, Tensor | np.ndarray]:
+    """The arrays of the transpose, and which edge each of its edges is."""
+    order = np.lexsort((case.row, case.col))
+    rowptr = np.searchsorted(case.col[order], np.arange(case.n_cols + 1)).astype(np.int64)
+    kind = np.int64 if case.wide else np.int32
+    value = case.value[torch.from_numpy(order)]
+    return {"rowptr_t": rowptr, "col_t": case.row[order].astype(kind), "value_t": value, "order": order.astype(kind)}
+
+
+def summed(case: Case, rows: list[int], grad: np.ndarray) -> np.ndarray:
+    """What arrives at each row of A: (n_rows, width), in float64."""
+    result = np.zeros((case.n_rows, case.width))
+    np.add.at(result, rows, grad)
+    return result
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_transpose_of_some_rows(emulator: Emulator, dtype: torch.dtype, rows: str):
+    case = Case([2, 0, 300, 1, 4, 3, 0, 280, 2, 2], n_cols=40, width=20, dtype=dtype, wide=rows == "often")
+    wanted = ROWS[rows]
+    grad = torch.from_numpy(np.random.default_rng(5).standard_normal((len(wanted), case.width))).to(dtype)
+    arrays = case.graph_arrays | transposed(case) | listed(wanted) | {"grad": grad}
+    result = emulator.run("spmm_t", arrays, case.numbers | {"n_places": len(wanted)})
+    # Sums of repeated rows are rounded to the dtype once more.
+    arrived, size = (summed(case, wanted, g) for g in (grad.double().numpy(), np.abs(grad.double().numpy())))
+    value = case.value.double().numpy()
+    expected, magnitude = np.zeros((case.n_cols, case.width)), np.zeros((case.n_cols, case.width))
+    np.add.at(expected, case.col, value[:, None] * arrived[case.row])
+    np.add.at(magnitude, case.col, np.abs(value)[:, None] * size[case.row])
+    found = result.tensor("y", dtype, case.n_cols, case.width)
+    check(case, found, expected, magnitude * (1 + EPSILON[dtype] / 2**-24 * (dtype != torch.float64)), 400)
+    untouched = ~np.isin(np.arange(case.n_cols), case.col[np.isin(case.row, wanted)])
+    assert not found[torch.from_numpy(untouched)].any()
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("layers", [0, 1, 2, 3, 4])
+def test_the_transpose_of_propagation(emulator: Emulator, layers: int, rows: str):
+    case = Case([2, 0, 300, 1, 4, 3, 0, 280, 2, 2], n_cols=10, width=20, dtype=torch.float64, seed=layers)
+    case.value = case.value / 16
+    dense = np.zeros((case.n_rows, case.n_cols))
+    np.add.at(dense, (case.row, case.col), case.value.numpy())
+    wanted = ROWS[rows]
+    grad = np.random.default_rng(6).standard_normal((len(wanted), case.width))
+    layer = summed(case, wanted, grad)
+    expected = layer.copy()
+    for _ in range(layers):
+        layer = dense.T @ layer
+        expected += layer
+    expected /= layers + 1
+    arrays = case.graph_arrays | transposed(case) | listed(wanted) | {"grad": grad}
+    numbers = case.numbers | {"n_places": len(wanted), "layers": layers}
+    found = emulator.run("propagate_t", arrays, numbers).tensor("y", torch.float64, *expected.shape)
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_the_transpose_of_propagation_costs_what_the_rows_reach(emulator: Emulator):
+    chain = Case([1] * 400, n_cols=400)  # row i has the one edge to i + 1
+    chain.col = np.minimum(np.arange(400) + 1, 399)
+    arrays = chain.graph_arrays | transposed(chain)
+
+    def moved(rows: list[int]) -> int:
+        grad = torch.ones(len(rows), chain.width)
+        numbers = chain.numbers | {"n_places": len(rows), "layers": 3}
+        return emulator.run("propagate_t", arrays | listed(rows) | {"grad": grad}, numbers).bytes_moved
+
+    assert moved([7]) < 0.1 * moved(list(range(400)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_in_another_order(emulator: Emulator, dtype: torch.dtype):
+    case = Case([2, 0, 300, 1, 4], dtype=dtype, wide=dtype == torch.float32)
+    arrays = case.graph_arrays | {"order": transposed(case)["order"]}
+    found = emulator.run("reorder", arrays, case.numbers).tensor("out", dtype, case.n_edges)
+    assert torch.equal(found, transposed(case)["value_t"])
+
+
+@pytest.mark.parametrize(("operation", "row"), [("spmm", 5), ("spmm", -1), ("reach", 7), ("spmm_t", 5)])
+def test_a_row_that_is_not_there_ends_the_kernel(emulator: Emulator, operation: str, row: int):
+    case = Case([2, 0, 3, 1, 4])
+    arrays = case.graph_arrays | transposed(case) | listed([row]) | {"rows": np.array([row]), "x": case.x}
+    numbers = case.numbers | {"n_out": 1, "n_places": 1}
+    _, done = emulator.attempt(operation, arrays | {"grad": torch.ones(1, case.width)}, numbers)
+    assert done.returncode == 3
+    assert "a row is out of range" in done.stderr
+
+
 def test_propagation_to_some_rows_costs_what_they_reach(emulator: Emulator):
     chain = Case([1] * 400, n_cols=400)  # row i has the one edge to i + 1
     chain.col = np.minimum(np.arange(400) + 1, 399)
