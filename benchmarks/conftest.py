@@ -165,7 +165,6 @@ def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, quick: 
             {"baseline": baseline},
             size=1,
             unit="",
-            implementation="",
             case=request.node.name,
             agree=anything,
             rounds=1 if quick else rounds,

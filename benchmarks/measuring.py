@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import machine
@@ -12,7 +13,7 @@ import memory
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from crane_kernels import Graph
+from crane_kernels import Graph, dispatch
 
 Run = Callable[[], Any]
 Peer = Run | str  # what to time, or why it cannot be timed here
@@ -37,7 +38,6 @@ class Measure:
         *,
         size: int,
         unit: str,
-        implementation: str,
         case: str = "",
         scale: str | None = None,
         work: machine.Work | None = None,
@@ -52,7 +52,6 @@ class Measure:
             peers: by name, others that do the same, or the reason why one cannot run.
             size: what the cost grows with, in ``unit``.
             unit: such as "edges".
-            implementation: what serves ``ours``.
             case: what of the operation this is.
             scale: how large, in a word; None: the test's own scale.
             work: the least that has to be done.
@@ -64,7 +63,9 @@ class Measure:
         if warm_up:
             for run in (ours, *runnable.values()):
                 run()
-        expected, peak = memory.peak(ours, self.device)
+        with serving() as served:
+            expected, peak = memory.peak(ours, self.device)
+        served_by = served.get(self.where["operation"]) or ", ".join(sorted(set(served.values()))) or "torch"
         peaks = {}
         for name, run in runnable.items():
             found, peaks[name] = memory.peak(run, self.device)
@@ -80,7 +81,7 @@ class Measure:
             "size": size,
             "unit": unit,
             "device": self.device,
-            "implementation": implementation,
+            "implementation": served_by,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "quick": self.quick,
@@ -141,6 +142,23 @@ class Measure:
         )
         fraction = f", {info['fraction']:.0%} of {info['bound']}" if "fraction" in info else ""
         print(f"\n{self.benchmark.name}: {info['implementation']} {seconds * 1e3:.3f} ms{fraction}; {peers}")
+
+
+@contextmanager
+def serving() -> Iterator[dict[str, str]]:
+    """Notes which implementation serves each operation that is called in the block."""
+    found: dict[str, str] = {}
+    call = dispatch.call
+
+    def noting(operation: str, requested: str | None, *args: Any, **kwargs: Any) -> Any:
+        found[operation] = dispatch.choose(operation, requested, *args, **kwargs).implementation.name
+        return call(operation, requested, *args, **kwargs)
+
+    dispatch.call = noting
+    try:
+        yield found
+    finally:
+        dispatch.call = call
 
 
 def same(ours: Any, theirs: Any) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from crane.config import RunConfig
 from crane.data import Dataset
-from crane.training.environment import operations
 from crane.training.run import RunFolder
 from crane.training.trainer import Trainer
 
@@ -62,8 +61,3 @@ def some_triples(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
     first = torch.from_numpy(np.unique(users.numpy(), return_index=True)[1])
     kept = first[trainer.sampler.graph.degrees()[users[first]] > 1]
     return users[kept], positives[kept], negatives[kept]
-
-
-def served() -> str:
-    """The implementations that serve a model here."""
-    return ", ".join(sorted({choice["implementation"] for choice in operations().values()}))

@@ -14,7 +14,7 @@ import torch
 from machine import Work
 from measuring import Measure
 
-from crane_kernels import bpr_loss, dispatch
+from crane_kernels import bpr_loss
 from crane_kernels.bpr_loss import reference
 
 OPERATION = "bpr_loss"
@@ -37,7 +37,6 @@ def test_bpr_loss(case: str, measure: Measure, scale: str, device: str, requeste
         torch.randn(n, DIM, generator=generator).to(device).requires_grad_() for n in (size.users, size.items)
     )
     triples = [torch.randint(n, (BATCH,), generator=generator).to(device) for n in (size.users, *(size.items,) * 2)]
-    chosen = dispatch.choose(OPERATION, requested, user, item, *triples).implementation.name
 
     def bound(loss: peers.Function) -> peers.Function:
         return lambda user, item: loss(user, item, *triples)
@@ -52,6 +51,5 @@ def test_bpr_loss(case: str, measure: Measure, scale: str, device: str, requeste
         case=case,
         size=size.users + size.items,
         unit="users and items",
-        implementation=chosen,
         work=least_work(user.nbytes + item.nbytes, case),
     )

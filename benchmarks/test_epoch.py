@@ -9,7 +9,7 @@ import pytest
 import torch
 from baseline.training import Sampler, train_epoch
 from measuring import Measure, anything
-from models import BASELINES, check_equal, make_trainer, served
+from models import BASELINES, check_equal, make_trainer
 
 from crane.data import Dataset
 
@@ -31,7 +31,6 @@ def test_epoch(model: str, measure: Measure, dataset: Dataset, tmp_path: Path, q
         case=model,
         size=len(pairs),
         unit="training pairs",
-        implementation=served(),
         agree=anything,
         warm_up=quick,
         rounds=None if quick else 3,

@@ -8,7 +8,6 @@ import pytest
 import torch
 from baseline import evaluation as baseline
 from measuring import Measure
-from models import served
 from torch import Tensor
 
 from crane.data import Dataset
@@ -39,7 +38,6 @@ def test_evaluation_of_all_users(measure: Measure, dataset: Dataset, quick: bool
         {"metrics in Python": usual},
         size=len(targets) * dataset.n_items,
         unit="users times items",
-        implementation=served(),
         agree=close,
         warm_up=quick,
         rounds=None if quick else 3,

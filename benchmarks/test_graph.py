@@ -34,7 +34,6 @@ def test_graph_building(measure: Measure, scale: str) -> None:
         {"scipy, to an uncoalesced COO tensor": partial(normalized_adjacency, users, items, size.users, size.items)},
         size=size.interactions,
         unit="interactions",
-        implementation="torch",
         work=Work(size.interactions * (16 + 2 * 8) + 8 * (size.users + size.items)),
         agree=agree,
     )

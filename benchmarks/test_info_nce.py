@@ -10,7 +10,7 @@ import torch
 from machine import Work
 from measuring import Measure
 
-from crane_kernels import dispatch, info_nce
+from crane_kernels import info_nce
 from crane_kernels.info_nce import reference
 
 OPERATION = "info_nce"
@@ -43,7 +43,6 @@ def test_info_nce(n: int, case: str, measure: Measure, device: str, requested: s
         scale=f"{n:,} rows",
         size=n,
         unit="rows",
-        implementation=dispatch.choose(OPERATION, requested, a, b, TEMPERATURE).implementation.name,
         # One product forward; backward needs the probabilities times a and times b.
         work=Work(2 * a.nbytes * (1 + backward), 0, 2 * n * n * DIM * (3 if backward else 1)),
     )

@@ -12,7 +12,7 @@ from machine import Work
 from measuring import Measure
 from torch import Tensor
 
-from crane_kernels import Graph, dispatch, knn_graph
+from crane_kernels import Graph, knn_graph
 
 OPERATION = "knn_graph"
 SCALES = ("baby", "sports")
@@ -46,7 +46,6 @@ def test_knn_graph(measure: Measure, scale: str, device: str, requested: str | N
         },
         size=n,
         unit="items",
-        implementation=dispatch.choose(OPERATION, requested, features, K).implementation.name,
         work=Work(features.nbytes, 0, 2 * n * n * WIDTH),
         agree=agree,
     )

@@ -11,7 +11,7 @@ from machine import Work
 from measuring import Measure
 from torch import Tensor
 
-from crane_kernels import Graph, dispatch, masked_topk
+from crane_kernels import Graph, masked_topk
 
 OPERATION = "masked_topk"
 SCALES = ("baby", "sports", "clothing")
@@ -49,7 +49,6 @@ def test_masked_topk(measure: Measure, scale: str, device: str, requested: str |
         },
         size=size.users * size.items,
         unit="users times items",
-        implementation=dispatch.choose(OPERATION, requested, user, item, seen, K).implementation.name,
         work=Work(user.nbytes + item.nbytes + size.users * K * 12, 0, 2 * size.users * size.items * DIM),
         agree=agree,
     )

@@ -1,4 +1,7 @@
-"""Three layers of propagation and their mean, as LightGCN's forward, against the same over torch's sparse matrices."""
+"""Three layers of propagation and their mean, as LightGCN's forward, against the same over torch's sparse matrices.
+
+A training step needs the rows of its batch alone: ours computes those and what they reach, others compute all.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from measuring import Measure
 from test_spmm import DIM, features, product_work
 from torch import Tensor
 
-from crane_kernels import Graph, dispatch, propagate
+from crane_kernels import Graph, propagate
 from crane_kernels.propagate import reference
 
 OPERATION = "propagate"
-LAYERS = 3
+LAYERS, BATCH = 3, 2048
 
 
 def layer_mean(product: peers.Function, x: Tensor) -> Tensor:
@@ -26,20 +29,45 @@ def layer_mean(product: peers.Function, x: Tensor) -> Tensor:
     return torch.stack(layers, dim=1).mean(dim=1)
 
 
-@pytest.mark.parametrize("case", peers.CASES)
-def test_propagate(case: str, measure: Measure, graph: Graph, requested: str | None, quick: bool) -> None:
-    x = features(graph)
-    others = {
+def layer_means(graph: Graph, quick: bool) -> dict[str, peers.Function | str]:
+    """What others propagate with."""
+    means = {
         name: product if isinstance(product, str) else partial(layer_mean, product)
         for name, product in peers.products(graph).items()
     }
     compiled = peers.TOO_LONG if quick else lambda x: peers.compiled(reference.propagate)(graph, x, LAYERS)
+    return {**means, peers.COMPILED: compiled}
+
+
+@pytest.mark.parametrize("case", peers.CASES)
+def test_propagate(case: str, measure: Measure, graph: Graph, requested: str | None, quick: bool) -> None:
+    x = features(graph)
     measure(
         peers.run(lambda x: propagate(graph, x, LAYERS, implementation=requested), (x,), case),
-        {name: peers.run(other, (x,), case) for name, other in {**others, peers.COMPILED: compiled}.items()},
+        {name: peers.run(mean, (x,), case) for name, mean in layer_means(graph, quick).items()},
         case=case,
         size=graph.nnz,
         unit="edges",
-        implementation=dispatch.choose(OPERATION, requested, graph, x, LAYERS).implementation.name,
         work=product_work(graph, DIM).times(LAYERS * (1 + (case == peers.BACKWARD))),
+    )
+
+
+def test_propagate_rows_of_a_batch(measure: Measure, graph: Graph, requested: str | None) -> None:
+    x = features(graph)
+    rows = torch.randint(graph.n_rows, (3 * BATCH,), generator=torch.Generator().manual_seed(0)).to(graph.device)
+
+    def ours(x: Tensor, rows: Tensor | None = rows) -> Tensor:
+        return propagate(graph, x, LAYERS, rows, implementation=requested)
+
+    csr = partial(layer_mean, peers.products(graph)["torch.sparse CSR"])
+    others = {
+        "this package, all rows": lambda x: ours(x, None).index_select(0, rows),
+        "torch.sparse CSR": lambda x: csr(x).index_select(0, rows),
+    }
+    measure(
+        peers.run(ours, (x,), peers.BACKWARD),
+        {name: peers.run(other, (x,), peers.BACKWARD) for name, other in others.items()},
+        case="rows of a batch, forward and backward",
+        size=graph.nnz,
+        unit="edges",
     )

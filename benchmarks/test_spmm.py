@@ -12,7 +12,7 @@ from machine import Work
 from measuring import Measure
 from torch import Tensor
 
-from crane_kernels import Graph, dispatch, spmm
+from crane_kernels import Graph, spmm
 from crane_kernels.spmm import reference
 
 OPERATION = "spmm"
@@ -54,7 +54,6 @@ def test_spmm(case: str, measure: Measure, graph: Graph, requested: str | None, 
         case=case,
         size=graph.nnz,
         unit="edges",
-        implementation=dispatch.choose(OPERATION, requested, graph, x).implementation.name,
         work=product_work(graph, DIM).times(1 + (case == peers.BACKWARD)),
     )
 
@@ -76,6 +75,5 @@ def test_spmm_power_law(measure: Measure, device: str, requested: str | None, qu
         scale="power law",
         size=graph.nnz,
         unit="edges",
-        implementation=dispatch.choose(OPERATION, requested, graph, x).implementation.name,
         work=product_work(graph, DIM),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from measuring import Measure, anything
-from models import BASELINES, check_equal, make_trainer, served
+from models import BASELINES, check_equal, make_trainer
 from torch import Tensor, nn
 
 from crane.data import Dataset
@@ -37,6 +37,5 @@ def test_step(model: str, measure: Measure, dataset: Dataset, tmp_path: Path) ->
         case=model,
         size=len(dataset.train),
         unit="training pairs",
-        implementation=served(),
         agree=anything,
     )

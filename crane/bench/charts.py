@@ -154,8 +154,13 @@ def _draw_growth(axes: Axes, rows: Sequence[Row], peers: Sequence[str], field: s
         width = 2.4 if colour == OURS else 1.2
         xs, ys = [x for x, _ in points], [y for _, y in points]
         axes.plot(xs, ys, color=colour, marker=marker, markersize=5, linewidth=width, label=text)
-    axes.set(xscale="log", yscale="log", title=title, xlabel=f"n, {rows[0].unit}")
-    axes.grid(True)
+    axes.set(title=title, xlabel=f"n, {rows[0].unit}")
+    if any(y for _, _, _, values in lines for _, y in values):
+        axes.set(xscale="log", yscale="log")
+        axes.grid(True)
+    else:
+        axes.annotate("not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", color=INK)
+        axes.set(xticks=[], yticks=[])
 
 
 def _render(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> Picture:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from crane.bench import Finding, Ratios, Results, check, load, record, write_page
-from crane.cli.errors import user_errors
+from crane.cli.errors import UserError, user_errors
 from crane.cli.tables import plain_table
 
 
@@ -18,17 +18,28 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     with user_errors():
         runs = [load(Path(path)) for path in arguments.results]
-        if arguments.check is not None:
-            return _check(console, runs, Ratios.load(Path(arguments.check)))
-        if arguments.record is not None:
-            ratios = record(runs)
-            ratios.save(Path(arguments.record))
-            count = sum(len(peers) for peers in ratios.cases.values())
-            text = f"{count} ratios of {len(ratios.cases)} cases written to {arguments.record}"
-        else:
-            text = f"report written to {write_page(runs, Path(arguments.output))}"
+        expected = None if arguments.check is None else Ratios.load(Path(arguments.check))
+    if expected is not None:
+        return _check(console, runs, expected)
+    try:
+        text = (
+            _record(runs, Path(arguments.record)) if arguments.record is not None else _report(runs, arguments.output)
+        )
+    except OSError as error:
+        raise UserError(str(error)) from error
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _report(runs: Sequence[Results], folder: str) -> str:
+    return f"report written to {write_page(runs, Path(folder))}"
+
+
+def _record(runs: Sequence[Results], path: Path) -> str:
+    ratios = record(runs)
+    ratios.save(path)
+    count = sum(len(peers) for peers in ratios.cases.values())
+    return f"{count} ratios of {len(ratios.cases)} cases written to {path}"
 
 
 def _check(console: Console, runs: Sequence[Results], expected: Ratios) -> int:

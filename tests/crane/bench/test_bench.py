@@ -150,6 +150,13 @@ def test_a_later_file_replaces_a_case(results: Path, tmp_path: Path) -> None:
     assert "sports" in page
 
 
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    bare = entry("baby", peak_bytes=None, peers={}, fraction=None, bound=None)
+    page = write_page([load(write(tmp_path / "results.json", [bare]))], tmp_path / "report").read_text(encoding="utf-8")
+    assert "not measured" in page
+    assert "memory unknown" in page
+
+
 def test_exponent() -> None:
     assert exponent((n, 3 * n**1.5) for n in (10, 100, 1000)) == pytest.approx(1.5)
     assert exponent([(10, 1), (100, 2)]) is None
@@ -235,6 +242,12 @@ def test_command_refuses_what_are_no_results(tmp_path: Path, text: str, capsys: 
 def test_command_refuses_results_without_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(write(tmp_path / "empty.json", []))]) == 2
     assert "found no measured case" in capsys.readouterr().err
+
+
+def test_command_says_what_cannot_be_written(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["bench", str(results), "--output", str(tmp_path / "file")]) == 2
+    assert "File exists" in capsys.readouterr().err
 
 
 def test_command_refuses_what_are_no_ratios(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
