@@ -21,10 +21,10 @@ using IndexOf = std::remove_const_t<std::remove_pointer_t<decltype(Args::col)>>;
 
 // All rows: two buffers, of which the result is one, are enough for any number of layers.
 Tensor propagate_all(const Csr& a, const Tensor& x, int64_t layers) {
-  Tensor result = torch::stable::new_empty(x, {a.n_rows, x.size(1)});
+  Tensor result = new_matrix(x, a.n_rows, x.size(1));
   if (result.numel() == 0) return result;
   if (layers == 0) return torch::stable::copy_(result, x);
-  Tensor other = layers == 1 ? result : torch::stable::new_empty(result, {a.n_rows, x.size(1)});
+  Tensor other = layers == 1 ? result : new_matrix(result, a.n_rows, x.size(1));
   a.visit(x, [&](const auto& functions, auto args) {
     args.base = args.x;
     args.base_stride = args.x_stride;
@@ -66,7 +66,7 @@ void copy_rows(const char* from, int64_t stride_bytes, const std::vector<int64_t
 
 Tensor propagate_rows(const Csr& a, const Tensor& x, int64_t layers, const std::vector<int64_t>& list) {
   const int64_t n_out = static_cast<int64_t>(list.size());
-  Tensor result = torch::stable::new_empty(x, {n_out, x.size(1)});
+  Tensor result = new_matrix(x, n_out, x.size(1));
   if (result.numel() == 0) return result;
   a.visit(x, [&](const auto& functions, auto args) {
     using T = ElementOf<decltype(args)>;
@@ -83,7 +83,7 @@ Tensor propagate_rows(const Csr& a, const Tensor& x, int64_t layers, const std::
     for (int64_t left = layers - 1; left >= 0; --left) {
       const RowSet<Index>& set = sets[left];
       const Tensor before = y;
-      y = torch::stable::new_empty(x, {set.size(), args.width});
+      y = new_matrix(x, set.size(), args.width);
       args.y = static_cast<T*>(y.mutable_data_ptr());
       args.base_rows = set.rows.data();
       args.n_rows = set.size();
@@ -113,8 +113,8 @@ void add_rows(const SpmmFunctions<T, Index>& functions, T* y, const T* d, int64_
 
 Tensor propagate_rows_t(const Csr& a, const Csr& t, const Tensor& grad, int64_t layers,
                         const std::vector<int64_t>& list) {
-  Tensor result = torch::stable::new_zeros(grad, {a.n_rows, grad.size(1)});
-  if (result.numel() == 0 || list.empty()) return result;
+  Tensor result = new_matrix(grad, a.n_rows, grad.size(1));
+  if (result.numel() == 0) return result;
   t.visit(grad, [&](const auto& functions, auto args) {
     using T = ElementOf<decltype(args)>;
     using Index = IndexOf<decltype(args)>;
@@ -124,18 +124,19 @@ Tensor propagate_rows_t(const Csr& a, const Csr& t, const Tensor& grad, int64_t 
     const auto rows_of = [&](int64_t step) { return static_cast<T*>(arrived[step].mutable_data_ptr()); };
     args.x_stride = args.width;
     for (int64_t step = 1; step < layers; ++step) {
-      arrived.push_back(torch::stable::new_empty(grad, {sets[step].size(), args.width}));
+      arrived.push_back(new_matrix(grad, sets[step].size(), args.width));
       args.x = rows_of(step - 1);
       args.y = rows_of(step);
       args.n_rows = sets[step].size();
       spmm_run(functions, args, {sets[step].rows.data(), sets[step].size(), sets[step - 1].position.data()});
     }
     args.y = static_cast<T*>(result.mutable_data_ptr());
+    Mask reached(a.n_rows);
     if (layers > 0) {  // the last product takes along what arrived at the rows that it comes from
       const RowSet<Index>& from = sets.back();
-      Mask mask = mask_of(from.rows, a.n_rows);
-      mark_columns(a.pointers(), a.col.const_data_ptr<Index>(), from.rows, mask);
-      const RowSet<Index> out(mask);
+      reached = mask_of(from.rows, a.n_rows);
+      mark_columns(a.pointers(), a.col.const_data_ptr<Index>(), from.rows, reached);
+      const RowSet<Index> out(reached);
       std::vector<int64_t> base_rows(out.size());
       for (int64_t k = 0; k < out.size(); ++k) base_rows[k] = from.position[out.rows[k]];
       args.x = rows_of(layers - 1);
@@ -146,6 +147,7 @@ Tensor propagate_rows_t(const Csr& a, const Csr& t, const Tensor& grad, int64_t 
       args.n_rows = out.size();
       spmm_run(functions, args, {out.rows.data(), out.size(), from.position.data()});
     }
+    clear_other_rows(reached, args.y, args.width * sizeof(T));
     for (int64_t step = std::max<int64_t>(layers - 2, 0); step >= 0 && layers != 1; --step) {
       add_rows(functions, args.y, rows_of(step), args.width, sets[step]);
     }

@@ -40,7 +40,7 @@ Tensor sum_repeats(const SpmmFunctions<T, Index>& functions, const RowSet<Index>
   std::vector<int64_t> next(rowptr.begin(), rowptr.end() - 1);
   for (int64_t k = 0; k < n; ++k) col[next[set.position[list[k]]]++] = static_cast<Index>(k);
   const std::vector<T> ones(n, one<T>());
-  Tensor sums = torch::stable::new_empty(g, {set.size(), g.size(1)});
+  Tensor sums = new_matrix(g, set.size(), g.size(1));
   SpmmArgs<T, Index> args{};
   args.rowptr = rowptr.data();
   args.col = col.data();

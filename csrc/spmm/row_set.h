@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "common/parallel.h"
@@ -74,6 +75,17 @@ void mark_columns(const int64_t* rowptr, const Index* col, const std::vector<int
       for (int64_t e = rowptr[rows[k]]; e < rowptr[rows[k] + 1]; ++e) {
         std::atomic_ref<uint8_t>(mask[col[e]]).store(1, std::memory_order_relaxed);
       }
+    }
+  });
+}
+
+// Zeroes the rows of y, `bytes` long each, that are not in the set.
+inline void clear_other_rows(const Mask& mask, void* y, int64_t bytes) {
+  constexpr int64_t kChunk = 1024;
+  const int64_t n = static_cast<int64_t>(mask.size());
+  parallel_tasks((n + kChunk - 1) / kChunk, [&](int64_t c) {
+    for (int64_t i = c * kChunk; i < std::min(n, (c + 1) * kChunk); ++i) {
+      if (!mask[i]) std::memset(static_cast<char*>(y) + i * bytes, 0, bytes);
     }
   });
 }

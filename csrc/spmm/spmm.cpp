@@ -174,7 +174,7 @@ Tensor spmm(const Tensor& rowptr, const Tensor& col, const Tensor& value, const 
   const Csr a(rowptr, col, value, x);
   const std::vector<int64_t> list = rows ? row_list(*rows, a.n_rows) : std::vector<int64_t>();
   const int64_t n_out = rows ? static_cast<int64_t>(list.size()) : a.n_rows;
-  Tensor y = torch::stable::new_empty(x, {n_out, x.size(1)});
+  Tensor y = new_matrix(x, n_out, x.size(1));
   if (y.numel() == 0) return y;
   a.visit(x, [&](const auto& functions, auto args) {
     args.y = static_cast<decltype(args.y)>(y.mutable_data_ptr());
@@ -190,12 +190,12 @@ Tensor spmm_t(const Tensor& rowptr, const Tensor& col, const Tensor& value, cons
               const Optional& rows, int64_t n_cols) {
   const Tensor grad = dense_matrix(grad_in, "grad");
   const Csr a(rowptr, col, value, grad);
-  if (n_cols * grad.size(1) == 0) return torch::stable::new_empty(grad, {n_cols, grad.size(1)});
+  if (n_cols * grad.size(1) == 0) return new_matrix(grad, n_cols, grad.size(1));
   const Csr t = transpose_of(a, {rowptr_t, col_t, value_t, order}, n_cols);
   STD_TORCH_CHECK(t.n_rows == n_cols, "rowptr_t: expected an entry for each of n_cols, and one more");
   if (!rows) {
     STD_TORCH_CHECK(grad.size(0) == a.n_rows, "grad: expected a row for each row of the graph");
-    Tensor y = torch::stable::new_empty(grad, {n_cols, grad.size(1)});
+    Tensor y = new_matrix(grad, n_cols, grad.size(1));
     t.visit(grad, [&](const auto& functions, auto args) {
       args.y = static_cast<decltype(args.y)>(y.mutable_data_ptr());
       spmm_run(functions, args, {nullptr, n_cols, nullptr});
@@ -204,7 +204,7 @@ Tensor spmm_t(const Tensor& rowptr, const Tensor& col, const Tensor& value, cons
   }
   const std::vector<int64_t> list = row_list(*rows, a.n_rows);
   STD_TORCH_CHECK(grad.size(0) == static_cast<int64_t>(list.size()), "grad: expected a row for each of rows");
-  Tensor y = torch::stable::new_zeros(grad, {n_cols, grad.size(1)});
+  Tensor y = new_matrix(grad, n_cols, grad.size(1));
   const Mask wanted = mask_of(list, a.n_rows);
   Mask reached(n_cols);
   t.visit(grad, [&](const auto& functions, auto args) {
@@ -219,6 +219,7 @@ Tensor spmm_t(const Tensor& rowptr, const Tensor& col, const Tensor& value, cons
     args.y_rows = out.rows.data();
     args.n_rows = out.size();
     spmm_run(functions, args, {out.rows.data(), out.size(), set.position.data()});
+    clear_other_rows(reached, args.y, args.width * sizeof(*args.y));
   });
   return y;
 }
@@ -229,7 +230,7 @@ std::tuple<Tensor, Tensor> spmm_max(const Tensor& rowptr, const Tensor& col, con
   const Csr a(rowptr, col, value, x);
   const std::vector<int64_t> list = rows ? row_list(*rows, a.n_rows) : std::vector<int64_t>();
   const int64_t n_out = rows ? static_cast<int64_t>(list.size()) : a.n_rows;
-  Tensor y = torch::stable::new_empty(x, {n_out, x.size(1)});
+  Tensor y = new_matrix(x, n_out, x.size(1));
   Tensor argmax = torch::stable::new_empty(x, {n_out, x.size(1)}, ScalarType::Long);
   if (y.numel() == 0) return {y, argmax};
   a.visit(x, [&](const auto& functions, auto args) {

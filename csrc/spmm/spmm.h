@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/memory.h"
 #include "common/parallel.h"
 #include "common/tensors.h"
 #include "spmm/kernel.h"
@@ -75,11 +76,11 @@ struct TaskEdges {
       size += end - begin;
       return;
     }
-    for (int64_t e = begin; e < end; ++e) {
+    for (int64_t e = begin; e < end; ++e) {  // without a branch, which would be guessed wrong too often
       const Index at = part.position[a.col[e]];
-      if (at < 0) continue;
       col[size] = at;
-      value[size++] = a.value[e];
+      value[size] = a.value[e];
+      size += at >= 0;
     }
   }
 
