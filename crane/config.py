@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -38,23 +39,27 @@ class _Text(str):
 
 
 def check_at_least(name: str, value: float, minimum: float) -> None:
-    """Refuse a ``value`` below ``minimum``.
+    """Refuse a ``value`` below ``minimum``, infinite or NaN.
 
     Raises:
         ValueError: naming the setting, the value found and the range expected.
     """
     if not value >= minimum:
         raise ValueError(f"{name} must be at least {minimum}, found {value}")
+    if value == math.inf:
+        raise ValueError(f"{name} must be finite, found {value}")
 
 
 def check_above(name: str, value: float, limit: float) -> None:
-    """Refuse a ``value`` that is not above ``limit``.
+    """Refuse a ``value`` that is not above ``limit``, or infinite or NaN.
 
     Raises:
         ValueError: naming the setting, the value found and the range expected.
     """
     if not value > limit:
         raise ValueError(f"{name} must be above {limit}, found {value}")
+    if value == math.inf:
+        raise ValueError(f"{name} must be finite, found {value}")
 
 
 def check_between(name: str, value: float, low: float, high: float) -> None:
@@ -82,7 +87,9 @@ class TrainingConfig:
         warmup_epochs: epochs (fractions count) over which the learning rate rises linearly from zero.
         gradient_clip: largest norm of the whole gradient; ``null`` does not clip.
         metric: validation metric that decides early stopping and the best epoch, such as ``recall@20``.
-        patience: evaluations without a new best value of ``metric`` after which training stops.
+        patience: evaluations without a new best value of ``metric`` after which training stops; ``null`` trains all
+            ``epochs``. The best epoch is that of the best value, or the last one where the data set has no validation
+            interactions, which needs ``null``.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         device: ``auto`` (the first CUDA device, else the CPU) or a torch device such as ``cpu`` or ``cuda:1``.
         threads: CPU threads; ``null`` leaves torch's choice. Runs repeat bit for bit with the same number.
@@ -98,15 +105,17 @@ class TrainingConfig:
     warmup_epochs: float = 0.0
     gradient_clip: float | None = None
     metric: str = "recall@20"
-    patience: int = 20
+    patience: int | None = 20
     eval_every: int = 1
     device: str = "auto"
     threads: int | None = None
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience", "eval_every", "decay_epochs"):
+        for name in ("epochs", "batch_size", "eval_every", "decay_epochs"):
             check_at_least(name, getattr(self, name), 1)
+        if self.patience is not None:
+            check_at_least("patience", self.patience, 1)
         check_above("learning_rate", self.learning_rate, 0)
         check_between("decay_factor", self.decay_factor, 0, 1)
         check_at_least("warmup_epochs", self.warmup_epochs, 0)
@@ -146,6 +155,10 @@ class EvaluationConfig:
     def names(self) -> tuple[str, ...]:
         """Every value an evaluation gives, as ``recall@20``."""
         return tuple(f"{metric}@{k}" for metric in self.metrics for k in self.ks)
+
+    def rows(self, values: Mapping[str, float]) -> list[list[str]]:
+        """Those values for people: one row a metric, with a column for its name and one for each cut-off."""
+        return [[metric, *(f"{values[f'{metric}@{k}']:.4f}" for k in self.ks)] for metric in self.metrics]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from torch import Tensor
 from crane.config import RunConfig
 from crane.evaluation.ranking import check_finite, ranked_blocks
 from crane.files import write_atomically
+from crane.training.folder import RunFolder
 from crane_kernels import Graph
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class TrainedModel:
     """What recommending needs of a finished run.
 
     Attributes:
-        config: the run's configuration.
+        folder: the run's folder.
         user_ids: (U,) original ids, int64 or str objects.
         item_ids: (I,) original ids, int64 or str objects.
         user: (U, d) final user embeddings.
@@ -51,7 +52,7 @@ class TrainedModel:
         seen: U x I graph of the training interactions.
     """
 
-    config: RunConfig
+    folder: RunFolder = field(repr=False)
     user_ids: Ids = field(repr=False)
     item_ids: Ids = field(repr=False)
     user: Tensor = field(repr=False)
@@ -101,8 +102,16 @@ class TrainedModel:
         unknown = list(dict.fromkeys(str(user) for user, row in zip(users, rows, strict=True) if row < 0))
         if unknown:
             shown = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
-            raise ValueError(f"users: {len(unknown)} of {len(users)} ids are not in the training data: {shown}")
+            raise ValueError(
+                f"users: {len(unknown)} of {len(users)} ids are not in the training data, which has ids such as "
+                f"{self.user_ids[0]}: {shown}"
+            )
         return torch.tensor(rows)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The run's configuration, read when first asked for."""
+        return RunConfig.load(self.folder.config)
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -138,18 +147,19 @@ def load(run_dir: str | Path) -> TrainedModel:
     Raises:
         ValueError: there is no such run, it holds no trained model yet, or its export is damaged.
     """
-    from crane.training.run import RunFolder  # training imports this module to export
-
     folder = RunFolder(Path(run_dir))
     folder.check_run()
     path = folder.path / EXPORT
     if not path.is_file():
-        raise ValueError(f"the run {run_dir} holds no trained model yet: {EXPORT} is missing")
+        raise ValueError(
+            f"the run {run_dir} holds no trained model yet ({EXPORT} is missing): finish it with crane train --resume "
+            f"{run_dir}"
+        )
     try:
         tensors = load_file(path)
         shape = len(tensors["user"]), len(tensors["item"])
         return TrainedModel(
-            config=RunConfig.load(folder.config),
+            folder=folder,
             user_ids=_unpack_ids("user_ids", tensors),
             item_ids=_unpack_ids("item_ids", tensors),
             user=tensors["user"],
@@ -168,7 +178,7 @@ def save_table(table: pa.Table, path: str | Path) -> None:
     """
     path = Path(path)
     check_table_path(path)
-    write = pyarrow.csv.write_csv if path.suffix == ".csv" else pyarrow.parquet.write_table
+    write = pyarrow.csv.write_csv if path.suffix.lower() == ".csv" else pyarrow.parquet.write_table
     write_atomically(path, lambda temporary: write(table, str(temporary)))
 
 
@@ -178,7 +188,7 @@ def check_table_path(path: Path) -> None:
     Raises:
         ValueError: the suffix is neither .csv nor .parquet, or the folder does not exist.
     """
-    if path.suffix not in TABLE_SUFFIXES:
+    if path.suffix.lower() not in TABLE_SUFFIXES:
         raise ValueError(f"output: found {str(path)!r}, expected a name that ends in {' or '.join(TABLE_SUFFIXES)}")
     if not path.parent.is_dir():
         raise ValueError(f"output: the folder {str(path.parent)!r} does not exist")

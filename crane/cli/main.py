@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="crane", description="Train, evaluate and use recommenders for items with images and text.")
+    parser.add_argument("--version", action="version", version=f"crane {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_evaluate(commands)
@@ -46,6 +48,13 @@ def _parser() -> argparse.ArgumentParser:
         "info", help="versions, the compiled extension, devices, and what serves each operation", allow_abbrev=False
     )
     return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("crane-recommender")
+    except importlib.metadata.PackageNotFoundError:
+        return "(source tree, not installed)"
 
 
 def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:

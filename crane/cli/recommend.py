@@ -37,8 +37,17 @@ def _read_users(text: str) -> list[str] | Literal["all"]:
     """The ids that ``--users`` names."""
     if text == "all":
         return "all"
-    names = Path(text[1:]).read_text(encoding="utf-8").splitlines() if text.startswith("@") else text.split(",")
+    names = _read_lines(Path(text[1:])) if text.startswith("@") else text.split(",")
     return [name.strip() for name in names if name.strip()]
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise ValueError(f"users: the file {str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"users: the file {str(path)!r} is not UTF-8 text, expected one id a line") from error
 
 
 def _print(console: Console, table: pa.Table) -> None:

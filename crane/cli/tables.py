@@ -8,7 +8,6 @@ from rich import box
 from rich.table import Table
 
 from crane.config import EvaluationConfig
-from crane.training.report import metric_rows
 
 
 def plain_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> Table:
@@ -21,4 +20,4 @@ def plain_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: 
 
 def metrics_table(evaluation: EvaluationConfig, values: dict[str, float], title: str) -> Table:
     """One row a metric, one column a cut-off."""
-    return plain_table([title, *(f"@{k}" for k in evaluation.ks)], metric_rows(evaluation, values))
+    return plain_table([title, *(f"@{k}" for k in evaluation.ks)], evaluation.rows(values))

@@ -17,9 +17,10 @@ from crane.config import RunConfig, merge, read_yaml
 from crane.data import load_dataset
 from crane.data.config import DEMO
 from crane.training.environment import environment
+from crane.training.folder import RunFolder
 from crane.training.progress import console_reporter
 from crane.training.report import write_report
-from crane.training.run import RunFolder, default_folder
+from crane.training.run import default_folder
 from crane.training.trainer import DivergenceError, Trainer, reproducible
 
 
@@ -105,10 +106,13 @@ def _configuration(arguments: argparse.Namespace) -> RunConfig:
 def _headline(trainer: Trainer) -> str:
     weights = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     epoch = trainer.state.epoch
-    return (
+    text = (
         f"training {trainer.config.model} ({weights:,} weights) on {trainer.device}, "
         f"{'from the start' if epoch == 0 else f'after epoch {epoch}'}; run folder {trainer.folder.path}"
     )
+    if not len(trainer.dataset.validation):
+        text += f"\nno validation interactions: all {trainer.config.training.epochs} epochs, the last one is kept"
+    return text
 
 
 def _print_result(console: Console, trainer: Trainer) -> None:

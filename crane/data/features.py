@@ -13,6 +13,7 @@ from crane.data.config import DataConfig, InvalidFeatures
 from crane.data.table import Column, Source, to_identifiers
 
 SUFFIX = "_feat.npy"
+_NPY_MAGIC = b"\x93NUMPY"
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,23 @@ def read_npy(path: Path, invalid: InvalidFeatures, ids: np.ndarray | None = None
     try:
         matrix = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is no readable .npy file of numbers: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is no readable .npy file of numbers: {_npy_fault(path, error)}") from error
     if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or not matrix.size:
         found = f"{matrix.dtype} of shape {matrix.shape}" if isinstance(matrix, np.ndarray) else "an archive"
         raise ValueError(f"{path} holds {found}, expected a matrix of numbers with one row an item")
     if ids is not None and len(ids) != len(matrix):
         raise ValueError(f"{path} has {len(matrix)} rows, expected {len(ids)}, one for each id")
     return _checked(Source(path, None), matrix, invalid, np.arange(len(matrix)) if ids is None else ids)
+
+
+def _npy_fault(path: Path, error: Exception) -> str:
+    """Why numpy cannot read ``path``, without its advice to unpickle."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    with path.open("rb") as stream:
+        if stream.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
+            return "it does not begin as one"
+    return "it holds Python objects" if "pickle" in str(error) else str(error).splitlines()[0]
 
 
 def _checked(source: Source, matrix: np.ndarray, invalid: InvalidFeatures, ids: np.ndarray) -> Features:

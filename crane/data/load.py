@@ -36,7 +36,8 @@ def _interactions_file(path: Path, config: DataConfig) -> Path:
     if not path.is_dir():
         raise ValueError(f"data.path is {config.path!r}, which is neither a folder nor a file nor {DEMO!r}")
     atomic = [] if config.format == "plain" else sorted(path.glob("*.inter"))
-    plain = [] if config.format in ("mmrec", "recbole") else [path / n for n in _PLAIN if (path / n).is_file()]
+    tables = sorted(file for file in path.iterdir() if file.name.lower() in _PLAIN)
+    plain = [] if config.format in ("mmrec", "recbole") else tables
     found = atomic or plain
     named = [file for file in found if file.stem == path.resolve().name]
     if len(named) == 1 or len(found) == 1:

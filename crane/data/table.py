@@ -55,7 +55,7 @@ class Source:
         if self.delimiter is None:
             names = list(_parquet(self).schema_arrow.names)
         else:
-            names = next((fields for _, fields in self._records()), [])
+            names = [name.strip() if self.quoted else name for name in self._first_record()]
         if not names:
             raise ValueError(f"{self.path} is empty, expected a header and rows")
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -64,7 +64,7 @@ class Source:
         return names
 
     def read(self, names: list[str]) -> dict[str, Column]:
-        """Read the named columns; text files give text, Parquet its own types.
+        """Read the named columns; text files give text (CSV without the spaces around it), Parquet its own types.
 
         Raises:
             ValueError: a column is missing, a line has another number of fields than the header or is not UTF-8,
@@ -74,7 +74,7 @@ class Source:
         for name in names:
             if name not in header:
                 raise ValueError(f"{self.path}: no column {name!r}, found {', '.join(map(repr, header))}")
-        table = self._read_parquet(names) if self.delimiter is None else self._read_text(names, len(header))
+        table = self._read_parquet(names) if self.delimiter is None else self._read_text(names, header)
         if table.num_rows == 0:
             raise ValueError(f"{self.path} has a header but no rows")
         return {name: Column(self, name, _contiguous(table.column(name))) for name in names}
@@ -85,24 +85,33 @@ class Source:
         except pa.ArrowException as error:
             raise ValueError(f"{self.path} is no readable Parquet file: {_first_line(error)}") from error
 
-    def _read_text(self, names: list[str], width: int) -> pa.Table:
+    def _read_text(self, names: list[str], header: list[str]) -> pa.Table:
+        written = dict(zip(header, self._first_record(), strict=True))
+        columns = [written[name] for name in names]
         try:
-            return pa_csv.read_csv(
+            table = pa_csv.read_csv(
                 self.path,
                 parse_options=pa_csv.ParseOptions(
                     delimiter=self.delimiter, quote_char='"' if self.quoted else False, ignore_empty_lines=True
                 ),
                 convert_options=pa_csv.ConvertOptions(
-                    column_types=dict.fromkeys(names, pa.string()), include_columns=names
+                    column_types=dict.fromkeys(columns, pa.string()), include_columns=columns
                 ),
             )
         except pa.ArrowInvalid as error:
             for line, fields in self._records():
-                if len(fields) != width:
+                if len(fields) != len(header):
                     raise ValueError(
-                        f"{self.path} line {line}: found {len(fields)} fields, expected {width}"
+                        f"{self.path} line {line}: found {len(fields)} fields, expected {len(header)}"
                     ) from error
             raise ValueError(f"{self.path} cannot be read: {_first_line(error)}") from error
+        table = table.rename_columns(names)
+        if not self.quoted:
+            return table
+        return pa.table({name: pc.utf8_trim_whitespace(table.column(name)) for name in names})
+
+    def _first_record(self) -> list[str]:
+        return next((fields for _, fields in self._records()), [])
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """Yield (line number, fields) of every line that is not blank, slowly: for the header and for errors."""

@@ -29,8 +29,9 @@ class TrainingState:
     Attributes:
         data: fingerprint of the data set the run is trained on.
         epoch: epochs done.
-        best_epoch: epoch of the best validation value; 0 before the first evaluation.
-        best_value: that value, unrounded.
+        best_epoch: epoch of the best validation value, or the last one without validation interactions; 0 before the
+            first evaluation.
+        best_value: that value, unrounded; None without.
         evaluations_since_best: evaluations after it.
         finished: why training ended; None while it goes on.
         test: metrics of the test split with the best weights, once measured; empty when the split is.

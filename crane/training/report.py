@@ -14,7 +14,7 @@ from crane.data import Dataset
 from crane.data.dataset import SPLITS
 from crane.files import write_atomically, write_text
 from crane.training.checkpoint import TrainingState
-from crane.training.run import RunFolder
+from crane.training.folder import RunFolder
 
 
 def write_report(folder: RunFolder, config: RunConfig, dataset: Dataset, state: TrainingState) -> None:
@@ -44,11 +44,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     return "\n".join(lines)
 
 
-def metric_rows(evaluation: EvaluationConfig, values: dict[str, float]) -> list[list[str]]:
-    """One row a metric, one column a cut-off."""
-    return [[name, *(f"{values[f'{name}@{k}']:.4f}" for k in evaluation.ks)] for name in evaluation.metrics]
-
-
 def data_table(dataset: Dataset) -> str:
     """Counts of a data set, in Markdown."""
     rows: list[tuple[str, str]] = [("users", f"{dataset.n_users:,}"), ("items", f"{dataset.n_items:,}")]
@@ -63,7 +58,7 @@ def _results(evaluation: EvaluationConfig, records: Sequence[dict[str, Any]], st
     for title, values in (("Validation, best epoch", validation), ("Test, weights of that epoch", state.test)):
         if values:
             header = [title, *(f"@{k}" for k in evaluation.ks)]
-            text.append(markdown_table(header, metric_rows(evaluation, values)))
+            text.append(markdown_table(header, evaluation.rows(values)))
     return "\n\n".join(text)
 
 
@@ -71,7 +66,8 @@ def _times(records: Sequence[dict[str, Any]]) -> str:
     rows = []
     for key, title in (("train_seconds", "training"), ("evaluate_seconds", "evaluation")):
         seconds = [record[key] for record in records if record[key] is not None]
-        rows.append((title, f"{statistics.median(seconds):.3f}", f"{sum(seconds):.1f}"))
+        if seconds:
+            rows.append((title, f"{statistics.median(seconds):.3f}", f"{sum(seconds):.1f}"))
     return markdown_table(["", "median seconds an epoch", "seconds in all"], rows)
 
 

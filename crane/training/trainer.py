@@ -22,8 +22,9 @@ from crane.sampling import EpochSampler
 from crane.seeds import Purpose, numpy_generator, torch_seed
 from crane.training.checkpoint import TrainingState
 from crane.training.events import EventWriter
+from crane.training.folder import RunFolder
 from crane.training.progress import Reporter, SilentReporter
-from crane.training.run import RunFolder, build_model, check_same_data, fingerprint
+from crane.training.run import build_model, check_same_data, fingerprint
 from crane.training.schedule import learning_rate_factor
 
 _deterministic: Any = torch.utils.deterministic  # an object in a module's place, which type checkers do not see
@@ -54,8 +55,8 @@ class Trainer:
         reporter: told about steps and epochs.
 
     Raises:
-        ValueError: there is nothing to train on or to validate with, the device or TensorBoard is not there, or the
-            data set is not the one of the checkpoint.
+        ValueError: there is nothing to train on, or nothing to validate with although early stopping is on, the device
+            or TensorBoard is not there, or the data set is not the one of the checkpoint.
     """
 
     def __init__(
@@ -68,8 +69,11 @@ class Trainer:
         self.device = find_device(config.training.device)
         self.events = EventWriter(folder.tensorboard) if config.training.tensorboard else None
         self.sampler = EpochSampler(dataset, config.training.batch_size, config.seed)
-        if not len(dataset.validation):
-            raise ValueError(f"the data set {dataset.name} has no validation interactions, which early stopping needs")
+        if not len(dataset.validation) and config.training.patience is not None:
+            raise ValueError(
+                f"the data set {dataset.name} has no validation interactions, which early stopping needs: train a "
+                "fixed number of epochs with --set training.patience=null training.epochs=N, and the last one is kept"
+            )
         with reproducible(config.training.threads):
             self._build()
 
@@ -165,7 +169,7 @@ class Trainer:
 
     def _validate(self, number: int) -> dict[str, float] | None:
         training = self.config.training
-        if number % training.eval_every and number != training.epochs:
+        if not len(self.dataset.validation) or (number % training.eval_every and number != training.epochs):
             return None
         return self._measure("validation", *self._embeddings(number))
 
@@ -201,9 +205,11 @@ class Trainer:
                 state = dataclasses.replace(state, best_epoch=number, best_value=value, evaluations_since_best=0)
             else:
                 state = dataclasses.replace(state, evaluations_since_best=state.evaluations_since_best + 1)
+        elif not len(self.dataset.validation):
+            state = dataclasses.replace(state, best_epoch=number)
         if number >= training.epochs:
             return dataclasses.replace(state, finished="all epochs done")
-        if state.evaluations_since_best >= training.patience:
+        if training.patience is not None and state.evaluations_since_best >= training.patience:
             return dataclasses.replace(state, finished=f"{training.patience} evaluations without a new best")
         return state
 

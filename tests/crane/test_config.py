@@ -98,6 +98,9 @@ def test_configuration_reloads_to_the_same(tmp_path: Path) -> None:
         ("training.epochs=0", "training: epochs must be at least 1, found 0"),
         ("training.learning_rate=-1", "learning_rate must be above 0, found -1.0"),
         ("training.learning_rate=.nan", "learning_rate must be above 0, found nan"),
+        ("training.learning_rate=.inf", "learning_rate must be finite, found inf"),
+        ("training.warmup_epochs=.inf", "warmup_epochs must be finite, found inf"),
+        ("training.patience=0", "patience must be at least 1, found 0"),
         ("training.decay_factor=2", "decay_factor must be between 0 and 1, found 2.0"),
         (
             "training.schedule=cosin",

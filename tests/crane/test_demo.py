@@ -6,7 +6,7 @@ from crane.config import RunConfig
 from crane.data import load_dataset
 from crane.evaluation import evaluate_split, popularity
 from crane.training.environment import environment
-from crane.training.run import RunFolder
+from crane.training.folder import RunFolder
 from crane.training.trainer import Trainer
 
 METRIC = "recall@20"

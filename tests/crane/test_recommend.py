@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,9 +78,11 @@ def test_integer_ids_stay_integers(tmp_path, given):
 
 
 def test_refuses_unknown_users_by_name(model):
-    with pytest.raises(ValueError, match=r"^users: 2 of 3 ids are not in the training data: zoe, 8$"):
+    with pytest.raises(
+        ValueError, match=r"^users: 2 of 3 ids are not in the training data, which has ids such as ann: zoe, 8$"
+    ):
         model.recommend(["zoe", "ann", 8])
-    with pytest.raises(ValueError, match=r"^users: 9 of 9 ids are not in the training data: 0, 1, 2, 3, 4, \.\.\.$"):
+    with pytest.raises(ValueError, match=r"^users: 9 of 9 ids are not in .* such as ann: 0, 1, 2, 3, 4, \.\.\.$"):
         model.recommend([n for n in range(10) if n != 7])
 
 
@@ -102,7 +106,10 @@ def test_load_refuses_what_is_no_trained_run(tmp_path):
     with pytest.raises(ValueError, match=r"export\.safetensors is damaged"):
         load(tmp_path)
     (tmp_path / EXPORT).unlink()
-    with pytest.raises(ValueError, match=r"holds no trained model yet: export\.safetensors is missing$"):
+    with pytest.raises(
+        ValueError,
+        match=r"no trained model yet \(export\.safetensors is missing\): finish it with crane train --resume ",
+    ):
         load(tmp_path)
 
 
@@ -135,3 +142,21 @@ def test_save_refuses_other_names_before_writing(model, tmp_path):
         save_table(table, tmp_path / "out.txt")
     with pytest.raises(ValueError, match=r"^output: the folder .* does not exist$"):
         save_table(table, tmp_path / "missing" / "out.csv")
+
+
+def test_save_takes_suffixes_in_capitals(model, tmp_path):
+    save_table(model.recommend("all", k=1), tmp_path / "out.CSV")
+    assert pyarrow.csv.read_csv(tmp_path / "out.CSV")["user"].to_pylist() == ["ann", "bö, b", "7"]
+
+
+def test_recommending_imports_neither_models_nor_training(tmp_path):
+    script = (
+        "import sys, crane; table = crane.load(sys.argv[1]).recommend(['ann'], k=1); assert table.num_rows == 1; "
+        "print([name for name in sys.modules if name.startswith(('crane.models', 'crane.training.trainer'))])"
+    )
+    command = [sys.executable, "-P", "-c", script, str(make_run(tmp_path))]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_configuration_comes_with_the_model(model):
+    assert model.config.model == "lightgcn"

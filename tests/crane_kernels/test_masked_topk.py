@@ -56,6 +56,18 @@ def test_equals_a_sort(n_users, n_items, density, k):
     assert indices.dtype == torch.int64
 
 
+@pytest.mark.parametrize(("n_users", "n_items"), [(49, 513), (97, 1100)])
+def test_beyond_one_tile_of_users_and_one_block_of_items(n_users, n_items):
+    """The compiled kernel takes 48 users and at most 512 items at a time."""
+    user, item = tables(n_users, n_items, 5)
+    seen = random_graph(n_users, n_items, 0.5)
+    score = (user @ item.T).masked_fill(seen.to_dense() != 0, -math.inf)
+    expected_scores, expected_indices = score.sort(1, descending=True, stable=True)
+    scores, indices = masked_topk(user, item, seen, 30)
+    assert torch.equal(indices, expected_indices[:, :30])
+    assert torch.equal(scores, expected_scores[:, :30])
+
+
 def test_nothing_seen():
     user, item = tables(9, 30, 2)
     for found, expected in zip(masked_topk(user, item, None, 4), by_sorting(user, item, None, 4), strict=True):

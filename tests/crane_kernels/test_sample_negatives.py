@@ -78,6 +78,13 @@ def test_a_seed_repeats_and_a_stream_varies():
     assert not torch.equal(first, second)
 
 
+def test_implementations_draw_the_same_items_from_a_seed():
+    graph, _ = random_graph(40, 300, 0.3)
+    users = torch.randint(0, 40, (5000,), generator=torch.Generator().manual_seed(3))
+    expected = sample_negatives(graph, users, np.random.default_rng(5), implementation="reference")
+    assert torch.equal(sample_negatives(graph, users, np.random.default_rng(5)), expected)
+
+
 def test_no_users():
     graph, _ = random_graph(3, 5, 0.5)
     assert sample_negatives(graph, torch.empty(0, dtype=torch.int64), np.random.default_rng(0)).shape == (0,)

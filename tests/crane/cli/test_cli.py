@@ -1,6 +1,8 @@
+import importlib.metadata
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from crane import load, load_dataset
 from crane.cli import main
 from crane.config import RunConfig
 from crane.models import MODELS, LightGCN, Loss
-from crane.training.run import RunFolder
+from crane.training.folder import RunFolder
 
 SMALL = ("--model", "lightgcn", "--set", "model.dim=8", "training.batch_size=128", "training.eval_every=1")
 
@@ -263,7 +265,8 @@ def test_recommend_reads_users_from_a_file(crane: Crane, finished: Path) -> None
     ("arguments", "message"),
     [
         (("--users", "u1,nobody"), "nobody"),
-        (("--users", "@missing.txt"), "missing.txt"),
+        (("--users", "@missing.txt"), "the file 'missing.txt' cannot be read: No such file or directory"),
+        (("--users", "7"), "has ids such as u0: 7"),
         (("--users", ","), "users"),
         (("--users", "u1", "--k", "0"), "k: found 0"),
         (("--users", "u1", "--output", "out.txt"), "out.txt"),
@@ -279,6 +282,32 @@ def test_recommend_refuses_in_one_sentence(
     assert message in result.err
     assert result.err.count("\n") == 1
     assert list(Path().iterdir()) == []
+
+
+def test_a_fixed_number_of_epochs_needs_no_validation(crane: Crane, tiny_data: Path) -> None:
+    arguments = ["--data", tiny_data, *SMALL, "training.epochs=2", "data.ratios=[9,0,1]"]
+    result = crane("train", *arguments, "--output", "run")
+    assert result.code == 2
+    assert "training.patience=null" in result.err
+    result = crane("train", *arguments, "training.patience=null", "--output", "run")
+    assert (result.code, result.err) == (0, "")
+    assert "no validation interactions: all 2 epochs, the last one is kept" in result.out
+    assert "best epoch 2 of 2" in result.out
+    assert crane("recommend", "run", "--users", "u1").code == 0
+    assert crane("evaluate", "run").code == 0
+    assert "no user has an item to be found" in crane("evaluate", "run", "--split", "validation").err
+
+
+def test_an_unfinished_run_says_how_to_finish_it(crane: Crane, finished: Path) -> None:
+    shutil.copytree(finished, "killed")
+    Path("killed/export.safetensors").unlink()
+    result = crane("recommend", "killed", "--users", "u1")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.endswith("finish it with crane train --resume killed\n")
+
+
+def test_version(crane: Crane) -> None:
+    assert crane("--version").out == f"crane {importlib.metadata.version('crane-recommender')}\n"
 
 
 def test_data_describes_and_checks(crane: Crane, tiny_data: Path) -> None:

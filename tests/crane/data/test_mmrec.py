@@ -151,11 +151,12 @@ def test_refuses_features(folder, refused):
     np.save(folder / "text_feat.npy", np.array([["a"], ["b"]]))
     refused(folder, "text_feat.npy holds <U1 of shape (2, 1), expected a matrix of numbers")
     np.save(folder / "text_feat.npy", np.array([{}, {}, {}, {}], dtype=object), allow_pickle=True)
-    refused(folder, "text_feat.npy is no readable .npy file of numbers")
+    refused(folder, "text_feat.npy is no readable .npy file of numbers: it holds Python objects")
     (folder / "text_feat.npy").write_bytes((folder / "image_feat.npy").read_bytes()[:-8])
     refused(folder, "text_feat.npy is no readable .npy file of numbers")
-    (folder / "text_feat.npy").write_bytes(b"")
-    refused(folder, "text_feat.npy is no readable .npy file of numbers")
+    for content in (b"", b"garbage", b"\x80\x04K\x01."):
+        (folder / "text_feat.npy").write_bytes(content)
+        refused(folder, "text_feat.npy is no readable .npy file of numbers: it does not begin as one")
     with (folder / "text_feat.npy").open("wb") as stream:
         np.savez(stream, a=np.ones(3))
     refused(folder, "text_feat.npy holds an archive, expected a matrix")

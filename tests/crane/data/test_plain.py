@@ -299,3 +299,14 @@ def test_large_logs_are_read_without_python_loops(tmp_path):
         sys.setprofile(None)
     assert data.n_users > 4000
     assert calls < n / 5
+
+
+def test_spaces_around_the_values_of_a_csv_file_are_no_part_of_them(tmp_path):
+    data = load(write_csv(tmp_path, "user, item , note", "u, 1, x", "u ,2, y", '" v ",3,', "w,3 , z z"))
+    assert data.user_ids.tolist() == ["u", "v", "w"]
+    assert data.item_ids.tolist() == [1, 2, 3]
+
+
+def test_suffixes_in_capitals_are_the_same(tmp_path):
+    write_csv(tmp_path, "user,item", "u,1", "v,2", name="interactions.CSV")
+    assert load(tmp_path).user_ids.tolist() == ["u", "v"]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from crane.config import RunConfig, merge
 from crane.data import Dataset, load_dataset
 from crane.training.environment import environment
-from crane.training.run import RunFolder
+from crane.training.folder import RunFolder
 from crane.training.trainer import Trainer
 
 

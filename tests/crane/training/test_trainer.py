@@ -15,9 +15,10 @@ from crane.config import RunConfig
 from crane.data import Dataset, Interactions
 from crane.evaluation import evaluate_split
 from crane.models import MODELS, LightGCN, Loss
+from crane.training.folder import RunFolder
 from crane.training.progress import SilentReporter
 from crane.training.report import write_report
-from crane.training.run import RunFolder, fingerprint, load_run
+from crane.training.run import fingerprint, load_run
 from crane.training.trainer import DivergenceError, Trainer, build_optimizer, find_device, first_not_finite
 
 MakeTrainer = Callable[..., Trainer]
@@ -83,6 +84,40 @@ def test_early_stopping_counts_evaluations(
     state = make_trainer(tmp_path / "run", "training.epochs=50", "training.patience=3").fit()
     assert (state.epoch, state.best_epoch, state.best_value) == (5, 2, 0.3)
     assert state.finished == "3 evaluations without a new best"
+
+
+def test_without_patience_all_epochs_are_trained(
+    tmp_path: Path, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.1, 0.3, *[0.2] * 4])
+    measure = Trainer._measure
+
+    def scripted(self: Trainer, split: str, user: Tensor, item: Tensor) -> dict[str, float]:
+        measured = measure(self, split, user, item)
+        return {**measured, "recall@20": next(values)} if split == "validation" else measured
+
+    monkeypatch.setattr(Trainer, "_measure", scripted)
+    state = make_trainer(tmp_path / "run", "training.epochs=6", "training.patience=null").fit()
+    assert (state.epoch, state.best_epoch, state.finished) == (6, 2, "all epochs done")
+
+
+def test_each_step_gets_the_learning_rate_of_its_place_in_the_schedule(
+    tmp_path: Path, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four steps an epoch: warm-up counts the step itself, decay what came before it, and each group has its scale."""
+    settings = ["schedule=cosine", "warmup_epochs=0.5", "learning_rate=0.1", "epochs=2", "batch_size=128"]
+    trainer = make_trainer(tmp_path / "run", *(f"training.{setting}" for setting in settings))
+    assert len(trainer.sampler) == 4
+    trainer.optimizer.param_groups[0]["lr_scale"] = 0.5
+    rates: list[float] = []
+    step = trainer.optimizer.step
+    monkeypatch.setattr(
+        trainer.optimizer, "step", lambda: (rates.append(trainer.optimizer.param_groups[0]["lr"]), step())
+    )
+    trainer.fit()
+    cosine = [0.5 * (1 + np.cos(np.pi * k / 8)) for k in range(8)]
+    expected = [0.05 * min(1, (k + 1) / 2) * factor for k, factor in enumerate(cosine)]
+    assert rates == pytest.approx(expected)
 
 
 def test_eval_every_leaves_epochs_out_but_not_the_last(
@@ -306,8 +341,22 @@ def test_tensorboard_gets_every_epoch(tmp_path: Path, make_trainer: MakeTrainer,
 
 def test_a_data_set_without_validation_is_refused(tmp_path: Path, make_trainer: MakeTrainer, tiny: Dataset) -> None:
     nothing = Interactions(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    with pytest.raises(ValueError, match="has no validation interactions"):
+    with pytest.raises(ValueError, match=r"has no validation interactions.*--set training\.patience=null"):
         make_trainer(tmp_path / "run", dataset=dataclasses.replace(tiny, validation=nothing))
+
+
+def test_without_validation_and_patience_the_last_epoch_is_kept(
+    tmp_path: Path, make_trainer: MakeTrainer, tiny: Dataset, timeless: Timeless
+) -> None:
+    nothing = Interactions(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    blind = dataclasses.replace(tiny, validation=nothing)
+    trainer = make_trainer(tmp_path / "run", "training.patience=null", dataset=blind)
+    state = trainer.fit()
+    assert (state.epoch, state.best_epoch, state.best_value) == (4, 4, None)
+    assert state.test == evaluate_split(tiny, "test", *trainer.model.embeddings())
+    assert [line["validation"] for line in timeless(tmp_path / "run")] == [None] * 4
+    write_report(trainer.folder, trainer.config, blind, state)
+    assert "Best epoch: 4 of 4 trained (all epochs done)." in trainer.folder.report.read_text()
 
 
 def test_a_data_set_without_test_items_trains(tmp_path: Path, make_trainer: MakeTrainer, tiny: Dataset) -> None:

@@ -1,0 +1,102 @@
+"""The folder of a run.
+
+::
+
+    config.yaml        the resolved configuration
+    environment.json   versions, platform, threads, the implementation that serves each operation
+    metrics.jsonl      one line an epoch
+    checkpoints/       see crane.training.checkpoint
+    curves.png         loss and validation metric over the epochs
+    report.md          what was trained on what, and how good it became
+    export.safetensors what recommending needs, see crane.recommend
+    tensorboard/       with training.tensorboard
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from crane.config import RunConfig
+from crane.files import TEMPORARY_SUFFIX, write_text
+from crane.training.checkpoint import Checkpoints
+
+
+class RunFolder:
+    """Paths and small files of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.curves = path / "curves.png"
+        self.report = path / "report.md"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = Checkpoints(path / "checkpoints")
+
+    def check_new(self) -> None:
+        """Refuse a path that holds something already, besides what :meth:`create` leaves when the process dies in it.
+
+        Raises:
+            ValueError: the path is a file or a folder that is not empty, or cannot be made where it is.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"the output folder {self.path} is a file: name a new one")
+        ancestor = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+            reason = "cannot be written to" if ancestor.is_dir() else "is a file"
+            raise ValueError(f"the output folder {self.path} cannot be made: {ancestor} {reason}")
+        leftovers = {self.environment.name, self.config.name + TEMPORARY_SUFFIX}
+        leftovers.add(self.environment.name + TEMPORARY_SUFFIX)
+        if self.path.is_dir() and any(entry.name not in leftovers for entry in self.path.iterdir()):
+            raise ValueError(f"the output folder {self.path} is not empty: name a new one, or continue with --resume")
+
+    def check_run(self) -> None:
+        """Refuse a path that holds no run.
+
+        Raises:
+            ValueError: the path is no folder with a configuration.
+        """
+        if not self.path.is_dir():
+            raise ValueError(f"the run folder {self.path} does not exist")
+        if not self.config.is_file():
+            raise ValueError(f"{self.path} is not a run folder: it has no {self.config.name}")
+
+    def create(self, config: RunConfig, environment: dict[str, Any]) -> None:
+        """Make the folder and write configuration and environment.
+
+        Raises:
+            ValueError: what :meth:`check_new` refuses.
+        """
+        self.check_new()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.environment, json.dumps(environment, indent=2) + "\n")
+        config.save(self.config)  # last: it is what makes the folder a run
+
+    def read_environment(self) -> dict[str, Any]:
+        """What :meth:`create` wrote about the environment."""
+        content: dict[str, Any] = json.loads(self.environment.read_text(encoding="utf-8"))
+        return content
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one epoch's line."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_metrics(self, epochs: int) -> list[dict[str, Any]]:
+        """The records of the first ``epochs`` epochs."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()[:epochs]
+        return [json.loads(line) for line in lines]
+
+    def truncate_metrics(self, epochs: int) -> None:
+        """Drop the lines past the first ``epochs``, which a killed process may have written, or written in part."""
+        if self.metrics.exists():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()[:epochs]
+            write_text(self.metrics, "".join(line + "\n" for line in lines))
