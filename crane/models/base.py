@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crane.data import Dataset
-from crane_kernels import Graph
+from crane_kernels import Graph, prune_edges
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,12 @@ class Loss:
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, parts: dict[str, Tensor]) -> Self:
+        """The sum of ``parts``."""
+        total = torch.stack(list(parts.values())).sum()
+        return cls(total, {name: part.detach() for name, part in parts.items()})
 
 
 class Recommender(nn.Module):
@@ -49,9 +55,10 @@ class Recommender(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         like = next(self.parameters(), None)
         if like is not None:
-            for name, value in vars(self).items():
-                if isinstance(value, Graph):
-                    setattr(self, name, value.to(like.device).to(like.dtype))
+            for module in self.modules():
+                for name, value in vars(module).items():
+                    if isinstance(value, Graph):
+                        setattr(module, name, value.to(like.device).to(like.dtype))
         return self
 
     def begin_epoch(self, generator: np.random.Generator) -> None:
@@ -70,12 +77,43 @@ class Recommender(nn.Module):
         return [{"params": list(self.parameters()), "lr_scale": 1.0, "weight_decay": 0.0}]
 
 
+class GraphRecommender(Recommender):
+    """A recommender with an embedding of each user and item, and the graph of who interacted with what.
+
+    Attributes:
+        interactions: users x items graph of the training pairs.
+        graph: the behaviour graph, symmetrically normalised, over users and, after them, items.
+        epoch_graph: what training propagates over: ``graph``, or the edges of it that the epoch keeps.
+    """
+
+    def __init__(
+        self, dataset: Dataset, config: Any, generator: torch.Generator, *, dim: int, edge_keep: float = 1.0
+    ) -> None:
+        """Draw (.., ``dim``) tables; each epoch keeps the fraction ``edge_keep`` of the training edges."""
+        super().__init__(dataset, config, generator)
+        self.config = config
+        self.edge_keep = edge_keep
+        self.n_users = dataset.n_users
+        self.user_embedding = embedding_table(dataset.n_users, dim, generator)
+        self.item_embedding = embedding_table(dataset.n_items, dim, generator)
+        self.interactions = dataset.graph("train")
+        self.graph = self.interactions.bipartite().normalize("symmetric")
+        self.epoch_graph = self.graph
+
+    def begin_epoch(self, generator: np.random.Generator) -> None:
+        if self.edge_keep < 1:
+            kept = prune_edges(self.interactions, self.edge_keep, generator)
+            self.epoch_graph = kept.bipartite().normalize("symmetric")
+
+    def initial(self) -> Tensor:
+        """Initial embeddings of all nodes, users before items: (N, d)."""
+        return torch.cat([self.user_embedding, self.item_embedding])
+
+    def split(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of all nodes as rows of users and rows of items."""
+        return nodes[: self.n_users], nodes[self.n_users :]
+
+
 def embedding_table(rows: int, width: int, generator: torch.Generator) -> nn.Parameter:
     """A (rows, width) table of Xavier-uniform embeddings drawn from ``generator``."""
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(rows, width), generator=generator))
-
-
-def half_squared_norm(x: Tensor) -> Tensor:
-    """Half the sum of the squares of ``x``."""
-    # Not torch.dot: the last bits of BLAS's depend on where the memory lies, and runs must repeat bit for bit.
-    return 0.5 * x.square().sum()

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crane.config import check_above, check_at_least, check_between
 from crane.data import Dataset
-from crane.models.base import Loss, Recommender, embedding_table, half_squared_norm
+from crane.models.base import GraphRecommender, Loss, embedding_table
+from crane.models.batch import Batch
 from crane.models.features import FeatureProjection, item_features, semantic_graph
-from crane_kernels import (
-    Graph,
-    bpr_loss,
-    info_nce,
-    propagate,
-    prune_edges,
-    recursive_cross_modal_attention,
-    spmm,
-)
+from crane_kernels import Graph, bpr_loss, info_nce, propagate, recursive_cross_modal_attention, spmm
 
 
 @dataclass(frozen=True)
@@ -75,13 +66,6 @@ class CRANEConfig:
         check_between("image_weight", self.image_weight, 0, 1)
 
 
-class Batch(NamedTuple):
-    """Training pairs that profiles leave out: (B,) int64 tensors of dense indices."""
-
-    users: Tensor
-    positives: Tensor
-
-
 class Refinement(nn.Module):
     """From raw item features to refined features of users and items, rows of length one.
 
@@ -103,27 +87,56 @@ class Refinement(nn.Module):
         self.w_refined = embedding_table(m * d, d, generator)
         self.b_refined = nn.Parameter(torch.zeros(d))
 
-    def forward(self, profiles: Callable[[Tensor], Tensor], rows: Tensor | None = None) -> Tensor:
+    def forward(self, profiles: Graph, rows: Tensor | None = None) -> Tensor:
         """Refined features of the nodes, users before items: (N, d), or of ``rows`` alone.
 
-        ``profiles`` maps rows of items (I, M * d) to the users' means of them (U, M * d).
+        ``profiles`` (N x I) maps rows of items to rows of nodes, as :class:`Profiles` makes it.
         """
         items = F.normalize(self.projection(), dim=2)
-        users = profiles(items.flatten(1)).view(-1, *items.shape[1:])
-        x = torch.cat([users, items])
         if self.recursions:
+            x = spmm(profiles, items.flatten(1)).view(-1, *items.shape[1:])
             weights = self.w_joint, self.b_joint, self.w_attend, self.w_out
-            x = recursive_cross_modal_attention(x, *weights, self.recursions, rows=rows)
-        elif rows is not None:
-            x = x.index_select(0, rows)
-        x = x.flatten(1)
+            x = recursive_cross_modal_attention(x, *weights, self.recursions, rows=rows).flatten(1)
+        else:
+            x = spmm(profiles, items.flatten(1), rows)
         # A user without a profile stays zero: the bias alone gives no direction, and its gradient would be over zero.
         known = x.any(1, keepdim=True)
         refined = torch.addmm(self.b_refined, x, self.w_refined)
         return F.normalize(refined.where(known, refined.new_ones(()))) * known
 
 
-class CRANE(Recommender):
+class Profiles(nn.Module):
+    """Graphs that take rows of items to rows of nodes: a user's is the mean over their items, an item's its own.
+
+    They differ in their values alone: without the pairs of a batch, those edges weigh nothing. A user without other
+    items thus gets a row of exact zeros.
+
+    Args:
+        interactions: users x items, values of one.
+    """
+
+    row: Tensor
+    key: Tensor
+
+    def __init__(self, interactions: Graph) -> None:
+        super().__init__()
+        n_users, self.n_items = interactions.shape
+        items = torch.arange(self.n_items)
+        row, col = torch.cat([interactions.row(), items + n_users]), torch.cat([interactions.col.long(), items])
+        self.register_buffer("row", row, persistent=False)
+        self.register_buffer("key", row * self.n_items + col, persistent=False)  # ascends, as the edges do
+        self.all = Graph.from_edges(row, col, shape=(n_users + self.n_items, self.n_items)).normalize("row")
+
+    def without(self, users: Tensor, items: Tensor) -> Graph:
+        """The graph without the given pairs (those that are edges of it), two (B,) int64 tensors of dense indices."""
+        wanted = users * self.n_items + items
+        edge = torch.searchsorted(self.key, wanted)
+        kept = torch.ones_like(self.all.value).index_fill(0, edge[self.key[edge] == wanted], 0)
+        count = kept.new_zeros(self.all.n_rows).index_add(0, self.row, kept)
+        return self.all.with_value(kept / count.clamp_min(1)[self.row])
+
+
+class CRANE(GraphRecommender):
     """Two halves, added: behaviour embeddings over the user-item graph, semantic ones over the item-item graph.
 
     With E the initial embeddings, S the semantic graph and P the users' profiles (means over their items):
@@ -137,7 +150,6 @@ class CRANE(Recommender):
     with them, a user's profile would hold the very item to be predicted.
     """
 
-    degrees: Tensor
     config_class: ClassVar[type[Any]] = CRANEConfig
     training_defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 5e-3,
@@ -150,46 +162,30 @@ class CRANE(Recommender):
     }
 
     def __init__(self, dataset: Dataset, config: CRANEConfig, generator: torch.Generator) -> None:
-        super().__init__(dataset, config, generator)
-        self.config = config
-        self.n_users = dataset.n_users
-        self.user_embedding = embedding_table(dataset.n_users, config.dim, generator)
-        self.item_embedding = embedding_table(dataset.n_items, config.dim, generator)
-        self.interactions = dataset.graph("train")
-        self.register_buffer("degrees", self.interactions.degrees(), persistent=False)
-        self.graph = self.interactions.bipartite().normalize("symmetric")
-        self.epoch_graph = self.graph
+        super().__init__(dataset, config, generator, dim=config.dim, edge_keep=config.edge_keep)
         self.item_graph = semantic_graph(item_features(dataset, "CRANE"), config.neighbours, config.image_weight)
+        self.profiles = Profiles(self.interactions)
         refines = config.feature_weight > 0 and config.profile_weight > 0
         self.refinement: Refinement | None = Refinement(dataset, config, generator) if refines else None
 
-    def begin_epoch(self, generator: np.random.Generator) -> None:
-        if self.config.edge_keep < 1:
-            kept = prune_edges(self.interactions, self.config.edge_keep, generator)
-            self.epoch_graph = kept.bipartite().normalize("symmetric")
-
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Loss:
-        batch, size = Batch(users, positives), len(users)
-        initial = torch.cat([self.user_embedding, self.item_embedding])
-        rows = torch.cat([users, positives + self.n_users, negatives + self.n_users])
-        # Each node of the batch is gathered once: the gradient of every gather is as large as the whole table.
-        nodes, places = torch.unique(rows, return_inverse=True)
-        views = self._views(self.epoch_graph, initial, batch)
-        behaviour, semantic = (view.index_select(0, nodes) for view in views)
-        final = self._final(behaviour, semantic, batch, nodes)
-        triples = places.split(size)
-        parts = {"bpr": bpr_loss(final, final, *triples)}
+        batch, initial = Batch.of(users, positives, negatives, self.n_users), self.initial()
+        profiles = self.profiles.without(users, positives)
+        behaviour = propagate(self.epoch_graph, initial, self.config.layers, batch.nodes)
+        semantic = self._semantic(profiles, batch.nodes)
+        final = self._final(behaviour, semantic, profiles, batch.nodes)
+        parts = {"bpr": bpr_loss(final, final, batch.users, batch.positives, batch.negatives)}
         if self.config.contrastive_weight:
-            parts["contrastive"] = self.config.contrastive_weight * self._contrast(behaviour, semantic, *triples[:2])
+            parts["contrastive"] = self.config.contrastive_weight * self._contrast(behaviour, semantic, batch)
         if self.config.l2:
-            parts["l2"] = self.config.l2 * half_squared_norm(initial.index_select(0, rows)) / size
-        return Loss(torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()})
+            parts["l2"] = self.config.l2 * batch.half_squared_norm(initial.index_select(0, batch.nodes))
+        return Loss.of(parts)
 
     @torch.no_grad()
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        views = self._views(self.graph, torch.cat([self.user_embedding, self.item_embedding]), None)
-        final = self._final(*views, None, None)
-        return final[: self.n_users], final[self.n_users :]
+        profiles = self.profiles.all
+        behaviour = propagate(self.graph, self.initial(), self.config.layers)
+        return self.split(self._final(behaviour, self._semantic(profiles), profiles))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [{"params": [self.user_embedding, self.item_embedding]}]
@@ -198,43 +194,26 @@ class CRANE(Recommender):
             groups.append({"params": list(self.refinement.parameters()), "lr_scale": self.config.feature_lr_scale})
         return groups
 
-    def _views(self, graph: Graph, initial: Tensor, batch: Batch | None) -> tuple[Tensor, Tensor]:
-        """Behaviour and semantic embeddings of the nodes, (N, d) each; a user's semantic one is weighted w_p."""
-        behaviour = propagate(graph, initial, self.config.layers)
-        items = spmm(self.item_graph, initial[self.n_users :])
-        if self.config.profile_weight:
-            users = self.config.profile_weight * self._profiles(items, batch)
-        else:
-            users = torch.zeros_like(self.user_embedding)
-        return behaviour, torch.cat([users, items])
+    def _semantic(self, profiles: Graph, rows: Tensor | None = None) -> Tensor:
+        """Semantic embeddings of all nodes or of ``rows``, (n, d); a user's is weighted w_p."""
+        semantic = spmm(profiles, spmm(self.item_graph, self.item_embedding), rows)
+        nodes = torch.arange(len(semantic), device=semantic.device) if rows is None else rows
+        weight = torch.where(nodes < self.n_users, self.config.profile_weight, 1.0).to(semantic.dtype)
+        return weight[:, None] * semantic
 
-    def _final(self, behaviour: Tensor, semantic: Tensor, batch: Batch | None, rows: Tensor | None) -> Tensor:
+    def _final(self, behaviour: Tensor, semantic: Tensor, profiles: Graph, rows: Tensor | None = None) -> Tensor:
         """Vectors whose dot products are the scores, from the views of all nodes or ``rows``: (n, d), or (n, 2d)."""
         if self.refinement is None:
             return behaviour + semantic
-        refined = self.refinement(lambda items: self._profiles(items, batch), rows)
+        refined = self.refinement(profiles, rows)
         return torch.cat([behaviour + semantic, math.sqrt(self.config.feature_weight) * refined], 1)
 
-    def _profiles(self, items: Tensor, batch: Batch | None) -> Tensor:
-        """Each user's mean over the rows of their training items, without the pairs of ``batch``: (I, w) to (U, w).
-
-        Rows of users without other items are exactly zero.
-        """
-        total, count = spmm(self.interactions, items), self.degrees
-        if batch is not None:
-            total = total.index_add(0, batch.users, items.index_select(0, batch.positives), alpha=-1)
-            count = count - torch.bincount(batch.users, minlength=self.n_users)
-            total = total.where((count > 0)[:, None], total.new_zeros(()))  # what is left of nothing is rounding error
-        return total / count.clamp_min(1)[:, None]
-
-    def _contrast(self, behaviour: Tensor, semantic: Tensor, users: Tensor, positives: Tensor) -> Tensor:
-        """InfoNCE between the two views of the batch's items, and of its users, given as rows of the views."""
-        loss = self._info_nce(behaviour, semantic, torch.unique(positives))
-        if self.config.profile_weight:
-            users = torch.unique(users)
-            users = users[semantic[users].any(1)]  # those with a profile
-            if len(users):
-                loss = loss + self._info_nce(behaviour, semantic, users)
+    def _contrast(self, behaviour: Tensor, semantic: Tensor, batch: Batch) -> Tensor:
+        """InfoNCE between the two views of the batch's positive items, and of its users that have a profile."""
+        loss = self._info_nce(behaviour, semantic, torch.unique(batch.positives))
+        users = semantic[: batch.n_users].any(1).nonzero().flatten()
+        if len(users):
+            loss = loss + self._info_nce(behaviour, semantic, users)
         return loss
 
     def _info_nce(self, a: Tensor, b: Tensor, rows: Tensor) -> Tensor:

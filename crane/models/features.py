@@ -82,9 +82,11 @@ class FeatureProjection(nn.Module):
             self.register_parameter(f"weight_{m}", embedding_table(matrix.shape[1], dim, generator))
             self.register_parameter(f"bias_{m}", nn.Parameter(torch.zeros(dim)))
 
-    def forward(self) -> Tensor:
-        """All projections: (I, M, d)."""
-        return torch.stack([self._projected(m) for m in range(self.modalities)], 1)
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """Projections of all items, (I, M, d), or of ``rows`` (n,) of them, (n, M, d)."""
+        return torch.stack([self._projected(m, rows) for m in range(self.modalities)], 1)
 
-    def _projected(self, m: int) -> Tensor:
-        return torch.addmm(getattr(self, f"bias_{m}"), getattr(self, f"raw_{m}"), getattr(self, f"weight_{m}"))
+    def _projected(self, m: int, rows: Tensor | None) -> Tensor:
+        raw = getattr(self, f"raw_{m}")
+        chosen = raw if rows is None else raw.index_select(0, rows)
+        return torch.addmm(getattr(self, f"bias_{m}"), chosen, getattr(self, f"weight_{m}"))

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from crane.config import check_above, check_at_least, check_between
 from crane.data import Dataset
-from crane.models.base import Loss, Recommender, embedding_table, half_squared_norm
+from crane.models.base import GraphRecommender, Loss
+from crane.models.batch import Batch
 from crane.models.features import FeatureProjection, item_features, semantic_graph
-from crane_kernels import bpr_loss, propagate, prune_edges, spmm
+from crane_kernels import bpr_loss, propagate, spmm
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FREEDOMConfig:
         check_at_least("l2", self.l2, 0)
 
 
-class FREEDOM(Recommender):
+class FREEDOM(GraphRecommender):
     """An item is its behaviour embedding plus the sum of its similar items' embeddings; a user is behaviour alone."""
 
     config_class: ClassVar[type[Any]] = FREEDOMConfig
@@ -64,43 +64,25 @@ class FREEDOM(Recommender):
     }
 
     def __init__(self, dataset: Dataset, config: FREEDOMConfig, generator: torch.Generator) -> None:
-        super().__init__(dataset, config, generator)
-        self.config = config
-        self.n_users = dataset.n_users
+        super().__init__(dataset, config, generator, dim=config.dim, edge_keep=config.edge_keep)
         features = item_features(dataset, "FREEDOM")
-        self.user_embedding = embedding_table(dataset.n_users, config.dim, generator)
-        self.item_embedding = embedding_table(dataset.n_items, config.dim, generator)
         self.projection = FeatureProjection(features, config.dim, generator)
-        self.interactions = dataset.graph("train")
-        self.graph = self.interactions.bipartite().normalize("symmetric")
-        self.epoch_graph = self.graph
         self.item_graph = semantic_graph(features, config.neighbours, config.image_weight)
 
-    def begin_epoch(self, generator: np.random.Generator) -> None:
-        if self.config.edge_keep < 1:
-            kept = prune_edges(self.interactions, self.config.edge_keep, generator)
-            self.epoch_graph = kept.bipartite().normalize("symmetric")
-
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Loss:
-        initial = torch.cat([self.user_embedding, self.item_embedding])
-        user, item = self._propagated(initial, pruned=True)
-        parts = {"bpr": bpr_loss(user, item, users, positives, negatives)}
+        batch, initial = Batch.of(users, positives, negatives, self.n_users), self.initial()
+        nodes = propagate(self.epoch_graph, initial, self.config.layers, batch.nodes)
+        user, behaviour = nodes[: batch.n_users], nodes[batch.n_users :]
+        item = behaviour + spmm(self.item_graph, self.item_embedding, batch.item_rows)
+        triples = batch.places()
+        parts = {"bpr": bpr_loss(user, item, *triples)}
         if self.config.feature_weight:
-            features = self.projection()
-            parts["features"] = (
-                self.config.feature_weight
-                * torch.stack(
-                    [bpr_loss(user, features[:, m], users, positives, negatives) for m in range(features.shape[1])]
-                ).sum()
-            )
-        rows = torch.cat([users, positives + self.n_users, negatives + self.n_users])
-        parts["l2"] = self.config.l2 * half_squared_norm(initial.index_select(0, rows)) / len(users)
-        return Loss(torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()})
+            features = [bpr_loss(user, x, *triples) for x in self.projection(batch.item_rows).unbind(1)]
+            parts["features"] = self.config.feature_weight * torch.stack(features).sum()
+        parts["l2"] = self.config.l2 * batch.half_squared_norm(initial.index_select(0, batch.nodes))
+        return Loss.of(parts)
 
     @torch.no_grad()
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        return self._propagated(torch.cat([self.user_embedding, self.item_embedding]), pruned=False)
-
-    def _propagated(self, initial: Tensor, *, pruned: bool) -> tuple[Tensor, Tensor]:
-        nodes = propagate(self.epoch_graph if pruned else self.graph, initial, self.config.layers)
-        return nodes[: self.n_users], nodes[self.n_users :] + spmm(self.item_graph, initial[self.n_users :])
+        user, item = self.split(propagate(self.graph, self.initial(), self.config.layers))
+        return user, item + spmm(self.item_graph, self.item_embedding)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from crane.config import check_at_least
 from crane.data import Dataset
-from crane.models.base import Loss, Recommender, embedding_table, half_squared_norm
+from crane.models.base import GraphRecommender, Loss
+from crane.models.batch import Batch
 from crane_kernels import bpr_loss, propagate
 
 
@@ -34,7 +35,7 @@ class LightGCNConfig:
         check_at_least("l2", self.l2, 0)
 
 
-class LightGCN(Recommender):
+class LightGCN(GraphRecommender):
     """Final embeddings are the mean of x, Â x, ..., Â^L x, with Â the normalised user-item graph."""
 
     config_class: ClassVar[type[Any]] = LightGCNConfig
@@ -49,25 +50,15 @@ class LightGCN(Recommender):
     }
 
     def __init__(self, dataset: Dataset, config: LightGCNConfig, generator: torch.Generator) -> None:
-        super().__init__(dataset, config, generator)
-        self.config = config
-        self.n_users = dataset.n_users
-        self.user_embedding = embedding_table(dataset.n_users, config.dim, generator)
-        self.item_embedding = embedding_table(dataset.n_items, config.dim, generator)
-        self.graph = dataset.graph("train").bipartite().normalize("symmetric")
+        super().__init__(dataset, config, generator, dim=config.dim)
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Loss:
-        initial = torch.cat([self.user_embedding, self.item_embedding])
-        user, item = self._propagated(initial)
-        bpr = bpr_loss(user, item, users, positives, negatives)
-        rows = torch.cat([users, positives + self.n_users, negatives + self.n_users])
-        l2 = self.config.l2 * half_squared_norm(initial.index_select(0, rows)) / len(users)
-        return Loss(bpr + l2, {"bpr": bpr.detach(), "l2": l2.detach()})
+        batch, initial = Batch.of(users, positives, negatives, self.n_users), self.initial()
+        final = propagate(self.graph, initial, self.config.layers, batch.nodes)
+        bpr = bpr_loss(final, final, batch.users, batch.positives, batch.negatives)
+        l2 = self.config.l2 * batch.half_squared_norm(initial.index_select(0, batch.nodes))
+        return Loss.of({"bpr": bpr, "l2": l2})
 
     @torch.no_grad()
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        return self._propagated(torch.cat([self.user_embedding, self.item_embedding]))
-
-    def _propagated(self, initial: Tensor) -> tuple[Tensor, Tensor]:
-        nodes = propagate(self.graph, initial, self.config.layers)
-        return nodes[: self.n_users], nodes[self.n_users :]
+        return self.split(propagate(self.graph, self.initial(), self.config.layers))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from crane.config import check_at_least
 from crane.data import Dataset
-from crane.models.base import Loss, Recommender, embedding_table, half_squared_norm
+from crane.models.base import Loss, Recommender, embedding_table
+from crane.models.batch import Batch
 from crane.models.features import FeatureProjection, item_features
 from crane_kernels import bpr_loss
 
@@ -46,22 +47,22 @@ class VBPR(Recommender):
     def __init__(self, dataset: Dataset, config: VBPRConfig, generator: torch.Generator) -> None:
         super().__init__(dataset, config, generator)
         self.config = config
+        self.n_users = dataset.n_users
         features = item_features(dataset, "VBPR")
         self.user_embedding = embedding_table(dataset.n_users, config.dim * (1 + len(features)), generator)
         self.item_embedding = embedding_table(dataset.n_items, config.dim, generator)
         self.projection = FeatureProjection(features, config.dim, generator)
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Loss:
-        item = self._items()
-        bpr = bpr_loss(self.user_embedding, item, users, positives, negatives)
-        norm = half_squared_norm(self.user_embedding.index_select(0, users))
-        norm = norm + half_squared_norm(item.index_select(0, torch.cat([positives, negatives])))
-        l2 = self.config.l2 * norm / len(users)
-        return Loss(bpr + l2, {"bpr": bpr.detach(), "l2": l2.detach()})
+        batch = Batch.of(users, positives, negatives, self.n_users)
+        final = torch.cat([self.user_embedding.index_select(0, batch.user_rows), self._items(batch.item_rows)])
+        bpr = bpr_loss(final, final, batch.users, batch.positives, batch.negatives)
+        return Loss.of({"bpr": bpr, "l2": self.config.l2 * batch.half_squared_norm(final)})
 
     @torch.no_grad()
     def embeddings(self) -> tuple[Tensor, Tensor]:
         return self.user_embedding.detach(), self._items()
 
-    def _items(self) -> Tensor:
-        return torch.cat([self.item_embedding, self.projection().flatten(1)], 1)
+    def _items(self, rows: Tensor | None = None) -> Tensor:
+        own = self.item_embedding if rows is None else self.item_embedding.index_select(0, rows)
+        return torch.cat([own, self.projection(rows).flatten(1)], 1)

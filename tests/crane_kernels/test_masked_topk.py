@@ -62,7 +62,7 @@ def test_beyond_one_tile_of_users_and_one_block_of_items(n_users, n_items):
     user, item = tables(n_users, n_items, 5)
     seen = random_graph(n_users, n_items, 0.5)
     score = (user @ item.T).masked_fill(seen.to_dense() != 0, -math.inf)
-    expected_scores, expected_indices = score.sort(1, descending=True, stable=True)
+    expected_scores, expected_indices = score.sort(dim=1, descending=True, stable=True)
     scores, indices = masked_topk(user, item, seen, 30)
     assert torch.equal(indices, expected_indices[:, :30])
     assert torch.equal(scores, expected_scores[:, :30])
