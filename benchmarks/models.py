@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from crane.config import RunConfig
 from crane.data import Dataset
-from crane.training.run import RunFolder
+from crane.training.folder import RunFolder
 from crane.training.trainer import Trainer
 
 BASELINES: dict[str, Callable[..., nn.Module]] = {
