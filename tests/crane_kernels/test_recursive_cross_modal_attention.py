@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,7 +190,7 @@ COMPILED = [
     (7, 3, 2, 2),
     (97, 2, 64, 3),  # one row more than a block
     (300, 3, 17, 1),
-    (901, 1, 50, 4),
+    (901, 1, 50, 2),
     (2000, 2, 33, 2),
     (641, 4, 65, 2),
     (150, 2, 256, 2),
@@ -208,16 +209,17 @@ def compiled_call(*arguments, **options):
 
 
 def check_compiled(tensors, recursions, scale, rows, memory="fast"):
-    """The value and every gradient against the direct form in float64, as root mean squares."""
+    """The value and every gradient, about as near to the direct form in float64 as that form in the same precision."""
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
     expected = value_and_gradients(reference.direct_form, exact, recursions, scale, rows)
+    usual = value_and_gradients(reference.direct_form, tensors, recursions, scale, rows)
     found = value_and_gradients(lambda *t: compiled_call(*t, recursions, scale, rows, memory=memory), tensors)
-    tolerance = 1e-12 if tensors[0].dtype == torch.float64 else 2e-5
-    for name, ours, theirs in zip(("value", *NAMES), found, expected, strict=True):
-        assert ours.dtype == tensors[0].dtype
+    for name, ours, theirs, precise in zip(("value", *NAMES), found, usual, expected, strict=True):
+        assert ours.dtype == theirs.dtype, name
         assert ours.shape == theirs.shape, name
-        error, size = float((ours.double() - theirs).norm()), float(theirs.norm())
-        assert error <= tolerance * size + 1e-30, f"{name}: error {error}, size {size}"
+        error, allowed = ((result.detach() - precise.detach()).norm() for result in (ours, theirs))
+        allowed = 3 * allowed + 100 * torch.finfo(theirs.dtype).eps * precise.detach().norm()
+        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -278,8 +280,11 @@ def test_compiled_has_the_same_bits_for_every_number_of_threads():
 def test_every_instruction_set(isa):
     if isa not in extension.instruction_sets():
         pytest.skip(f"this build and processor do not run {isa}")
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_compiled"]
-    done = subprocess.run(command, env=os.environ | {"CRANE_ISA": isa}, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "matches or bits"]
+    # The package under test, also where it is installed in place: pytest puts a folder of its name first in the path.
+    installed = str(Path(extension.__file__).parents[1])
+    environment = os.environ | {"CRANE_ISA": isa, "PYTHONPATH": installed}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -312,20 +317,19 @@ def test_compiled_derivatives_of_first_and_second_order(rows):
     assert torch.autograd.gradgradcheck(lambda *t: compiled_call(*t, 2, 0.1, rows), tensors)
 
 
-@pytest.mark.parametrize("rows", ["all", "repeated"])
-@pytest.mark.parametrize("differentiated", [(0, 1, 2, 3, 4), (0,), (1, 3), ()])
+@pytest.mark.parametrize(
+    ("rows", "differentiated", "kept"), [("all", (0, 1, 2, 3, 4), 2), ("repeated", (1, 3), 2), ("repeated", (), 0)]
+)
 @pytest.mark.usefixtures("compiled")
-def test_operators_are_registered_as_torch_wants(rows, differentiated):
+def test_operators_are_registered_as_torch_wants(rows, differentiated, kept):
     tensors, rows = inputs(7, 2, 3), wanted_rows(rows, 7)
     tensors = [tensor.detach().requires_grad_(i in differentiated) for i, tensor in enumerate(tensors)]
     forward = torch.ops.crane_kernels.recursive_cross_modal_attention.default
     backward = torch.ops.crane_kernels.recursive_cross_modal_attention_backward.default
-    for kept in (0, 2):
-        torch.library.opcheck(forward, (*tensors, rows, 3, 0.2, kept))
-        with torch.no_grad():
-            result, *saved = forward(*tensors, rows, 3, 0.2, kept)
-        for wants_x in (False, True):
-            torch.library.opcheck(backward, (torch.ones_like(result), *tensors, rows, *saved, 0.2, wants_x))
+    torch.library.opcheck(forward, (*tensors, rows, 3, 0.2, kept))
+    with torch.no_grad():
+        result, *saved = forward(*tensors, rows, 3, 0.2, kept)
+    torch.library.opcheck(backward, (torch.ones_like(result), *tensors, rows, *saved, 0.2, 0 in differentiated))
 
 
 @pytest.mark.parametrize("rows", ["all", "repeated"])
@@ -365,5 +369,5 @@ def test_compiled_computes_in_float32_under_autocast():
 @pytest.mark.usefixtures("compiled")
 def test_compiled_refuses_half_precision():
     tensors = inputs(3, 2, 4, torch.bfloat16)
-    with pytest.raises(RuntimeError, match="x has dtype torch.bfloat16, not float32 or float64"):
+    with pytest.raises(RuntimeError, match=r"x has dtype torch\.bfloat16, not float32 or float64"):
         compiled_call(*tensors, 1)

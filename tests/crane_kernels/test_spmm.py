@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,7 +136,10 @@ def test_every_instruction_set(isa: str) -> None:
         pytest.skip(f"this build and processor do not run {isa}")
     chosen = "(matches and (64 or 65 or 9)) or bits or conversions or (reductions and square)"
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
-    done = subprocess.run(command, env=os.environ | {"CRANE_ISA": isa}, capture_output=True, text=True, check=False)
+    # The package under test, also where it is installed in place: pytest puts a folder of its name first in the path.
+    installed = str(Path(extension.__file__).parents[1])
+    environment = os.environ | {"CRANE_ISA": isa, "PYTHONPATH": installed}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
