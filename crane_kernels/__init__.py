@@ -9,6 +9,7 @@ from crane_kernels.bpr_loss import bpr_loss
 from crane_kernels.dispatch import use_implementation
 from crane_kernels.graph import Graph
 from crane_kernels.info_nce import info_nce
+from crane_kernels.integrate import accelerate, accelerated
 from crane_kernels.knn_graph import knn_graph
 from crane_kernels.masked_topk import masked_topk
 from crane_kernels.modality_attention import modality_attention
@@ -21,6 +22,8 @@ from crane_kernels.spmm import spmm
 
 __all__ = [
     "Graph",
+    "accelerate",
+    "accelerated",
     "bpr_loss",
     "info_nce",
     "knn_graph",

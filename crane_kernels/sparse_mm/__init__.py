@@ -7,6 +7,7 @@ from torch import Tensor
 
 from crane_kernels import dispatch
 from crane_kernels.checks import FLOATING
+from crane_kernels.graph import Graph
 from crane_kernels.sparse_mm.cache import LAYOUTS, graph_of
 from crane_kernels.spmm import spmm
 
@@ -31,23 +32,23 @@ def sparse_mm(A: Tensor, x: Tensor, *, implementation: str | None = None) -> Ten
         RuntimeError: the requested implementation cannot serve the call.
         Exception: what ``torch.sparse.mm`` raises for the same arguments.
     """
-    reason = _refuses(A, x)
-    if reason is None:
-        try:
-            graph = graph_of(A)
-        except ValueError as error:
-            reason = str(error)
-        else:
-            if implementation is not None or _has_kernel(graph, x):
-                return spmm(graph, x, implementation=implementation)
+    graph = _convert(A, x)
+    if isinstance(graph, Graph) and (implementation is not None or _has_kernel(graph, x)):
+        return spmm(graph, x, implementation=implementation)
     if implementation is not None:
-        raise RuntimeError(f"sparse_mm: implementation {implementation!r} was requested but {reason}")
+        raise RuntimeError(f"sparse_mm: implementation {implementation!r} was requested but {graph}")
     result: Tensor = torch.sparse.mm(A, x)
     return result
 
 
-def _refuses(A: Tensor, x: Tensor) -> str | None:
-    """Why ``spmm`` cannot multiply A and ``x``, or not as ``torch.sparse.mm`` would; ``None`` when it can."""
+def fast_graph(A: object, x: object) -> Graph | None:
+    """The graph of A if ``spmm`` multiplies it by ``x`` faster than torch does, and to the same result; else None."""
+    graph = _convert(A, x)
+    return graph if isinstance(graph, Graph) and isinstance(x, Tensor) and _has_kernel(graph, x) else None
+
+
+def _convert(A: object, x: object) -> Graph | str:
+    """The graph of A, or why ``spmm`` does not multiply it by ``x``, or not as ``torch.sparse.mm`` does."""
     if not isinstance(A, Tensor) or A.layout not in LAYOUTS or A.dim() != 2 or A.dense_dim():
         return "A is no sparse matrix in COO, CSR or CSC layout"
     if not isinstance(x, Tensor) or x.layout != torch.strided or x.dim() != 2:
@@ -58,10 +59,14 @@ def _refuses(A: Tensor, x: Tensor) -> str | None:
         return f"A is {A.dtype} on {A.device} and x is {x.dtype} on {x.device}, not one floating-point dtype and device"
     if A.requires_grad and torch.is_grad_enabled():
         return "A requires gradients"
-    return None
+    try:
+        graph: Graph = graph_of(A)
+    except ValueError as error:
+        return str(error)
+    return graph
 
 
-def _has_kernel(graph: object, x: Tensor) -> bool:
-    """Whether something serves the call that is faster than ``torch.sparse.mm``, or was asked for."""
+def _has_kernel(graph: Graph, x: Tensor) -> bool:
+    """Whether something faster than ``torch.sparse.mm`` serves the call, or something was asked for."""
     choice = dispatch.choose("spmm", None, graph, x)
     return choice.requested or choice.implementation.name != "reference"

@@ -35,7 +35,7 @@ class _Entry:
 _entries: WeakKeyDictionary[UntypedStorage, WeakKeyDictionary[UntypedStorage, _Entry]] = WeakKeyDictionary()
 
 
-@torch.compiler.disable(reason="torch.compile takes no sparse tensors")  # type: ignore[no-untyped-call]
+@torch.compiler.disable(reason="torch.compile takes no sparse tensors")  # type: ignore[no-untyped-call, untyped-decorator]
 def graph_of(A: Tensor) -> Graph:
     """The graph of a sparse matrix in one of ``LAYOUTS``, from its last conversion if there was one.
 

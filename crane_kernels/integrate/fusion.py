@@ -1,0 +1,199 @@
+"""Modules that project each modality, attend, and average: the authors' ``CrossModalAttention`` and its like.
+
+Such a module is known by its parts: linear projections, one ``nn.MultiheadAttention``, no other parameters. What its
+forward does with them is found by trying: a copy in float64 is run on random features, and what equals it to rounding,
+with every gradient, is what it does.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from crane_kernels.integrate import attention
+from crane_kernels.modality_attention import modality_attention
+
+Axis = Literal["modalities", "items"]
+_TRIED_ROWS = (7, 4)
+_MOST_MODALITIES = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a module's forward computes.
+
+    Attributes:
+        projections: name of each argument's projection, in the order of the arguments.
+        attention: name of the ``nn.MultiheadAttention``.
+        axis: along what it attends.
+        factor: the result is this times the mean over the modalities.
+        training: whether this holds in training mode too.
+    """
+
+    projections: tuple[str, ...]
+    attention: str
+    axis: Axis
+    factor: float
+    training: bool
+
+    def __str__(self) -> str:
+        how = "mean" if self.factor == 1 else "sum"
+        return f"{len(self.projections)} projections, attention over {self.axis}, {how} over modalities"
+
+    def __call__(self, module: nn.Module, features: tuple[Tensor, ...]) -> Tensor:
+        """The module's output, (n, d), of the modalities' features, (n, d_m) each."""
+        projected = [getattr(module, name)(x) for name, x in zip(self.projections, features, strict=True)]
+        return self._attend(getattr(module, self.attention), torch.stack(projected, 1))
+
+    def _attend(self, module: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
+        weights = module.in_proj_weight, module.in_proj_bias, module.out_proj.weight, module.out_proj.bias
+        mean = _mean_attention(tokens, *weights, module.num_heads, self.axis)
+        return mean if self.factor == 1 else self.factor * mean
+
+    def refuses(self, module: nn.Module, features: tuple[Any, ...]) -> str | None:
+        """Why the module's own forward must run for these arguments now; ``None`` when there is no reason."""
+        child = getattr(module, self.attention)
+        if not all(isinstance(x, Tensor) and x.layout == torch.strided and x.dim() == 2 for x in features):
+            return "an argument is no dense matrix"
+        if len({len(x) for x in features}) > 1:
+            return "the modalities have different numbers of rows"
+        if module.training and (not self.training or any(_drops(part) for part in module.modules())):
+            return "dropout is on"
+        if any(_watched(part) for part in (child, child.out_proj)):
+            return "the attention has hooks"
+        return attention.refuses_state(child, features[0])
+
+
+def _mean_attention(
+    tokens: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None, heads: int, axis: Axis
+) -> Tensor:
+    if axis == "modalities":
+        return modality_attention(tokens, w_in, b_in, w_out, b_out, heads)
+    n, m, d = tokens.shape
+    projected = nn.functional.linear(tokens, w_in, b_in).view(n, m, 3, heads, d // heads)
+    query, key, value = projected.permute(2, 1, 3, 0, 4).unbind(0)
+    context = nn.functional.scaled_dot_product_attention(query, key, value).mean(0)
+    return nn.functional.linear(context.transpose(0, 1).reshape(n, d), w_out, b_out)
+
+
+def parts(module: nn.Module) -> tuple[list[str], str] | None:
+    """Names of the projections and of the attention, if the module is made of those, else ``None``."""
+    children = dict(module.named_children())
+    attentions = [name for name, child in children.items() if isinstance(child, nn.MultiheadAttention)]
+    projections = [name for name, child in children.items() if type(child) is nn.Linear]
+    if len(attentions) != 1 or not 2 <= len(projections) <= _MOST_MODALITIES:
+        return None
+    known = {*attentions, *projections}
+    others = (module._parameters, *(child.state_dict() for name, child in children.items() if name not in known))
+    return None if any(others) else (projections, attentions[0])
+
+
+def find_plan(module: nn.Module) -> Plan | str:
+    """What the forward of ``module``, which has :func:`parts`, computes; or why it cannot be replaced."""
+    found = parts(module)
+    if found is None:
+        return "it is not made of two to four projections and one attention"
+    projections, name = found
+    reason = attention.refuses_module(getattr(module, name))
+    if reason is not None:
+        return f"{name}: {reason}"
+    if any(True for _ in module.buffers()):
+        return "it holds buffers"
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices), torch.enable_grad():
+        try:
+            return _try_plans(_unwatched(copy.deepcopy(module)).double(), projections, name)
+        except Exception as error:  # whatever a forward that is written for something else may raise
+            return f"its forward cannot be tried with one matrix for each projection ({_first_line(error)})"
+
+
+def methods(module: nn.Module, plan: Plan) -> dict[str, Callable[..., Any]]:
+    """What :func:`override` needs for a module whose forward computes ``plan``."""
+    cls = type(module)
+    signature = inspect.signature(cls.forward)
+
+    @functools.wraps(cls.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        features = tuple(signature.bind(self, *args, **kwargs).arguments.values())[1:]
+        if len(features) == len(plan.projections) and plan.refuses(self, features) is None:
+            return plan(self, features)
+        return cls.forward(self, *args, **kwargs)
+
+    return {"forward": forward}
+
+
+def _try_plans(module: nn.Module, projections: list[str], name: str) -> Plan | str:
+    for plan in _plans(projections, name):
+        if all(_equal(module.eval(), plan, rows) for rows in _TRIED_ROWS):
+            training = all(_equal(module.train(), plan, rows) for rows in _TRIED_ROWS)
+            return Plan(plan.projections, name, plan.axis, plan.factor, training)
+    output = module.eval()(*_features(module, tuple(projections), _TRIED_ROWS[0]))
+    if not isinstance(output, Tensor):
+        return f"its forward returns {type(output).__name__}, expected one tensor"
+    return "its forward computes something else than attention over modalities or items and the mean over modalities"
+
+
+def _plans(projections: list[str], name: str) -> Iterator[Plan]:
+    axes: tuple[Axis, ...] = ("modalities", "items")
+    for order in itertools.permutations(projections):
+        for axis, factor in itertools.product(axes, (1.0, float(len(projections)))):
+            yield Plan(order, name, axis, factor, True)
+
+
+def _equal(module: nn.Module, plan: Plan, rows: int) -> bool:
+    """Whether ``plan`` gives the module's output and gradients on random features."""
+    features = _features(module, plan.projections, rows)
+    inputs = [*features, *(p for p in module.parameters() if p.requires_grad)]
+    results = []
+    for forward in (module, functools.partial(plan, module)):
+        try:
+            output = forward(*features) if forward is module else forward(features)
+        except RuntimeError:
+            return False  # widths that do not fit this order of the arguments
+        if not isinstance(output, Tensor):
+            return False
+        weight = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
+        results.append(
+            (output, *torch.autograd.grad(output, inputs, weight, allow_unused=True, materialize_grads=True))
+        )
+    return all(
+        ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-9, atol=1e-11)
+        for theirs, ours in zip(*results, strict=True)
+    )
+
+
+def _features(module: nn.Module, projections: tuple[str, ...], rows: int) -> tuple[Tensor, ...]:
+    like = next(module.parameters())
+    widths = [getattr(module, name).in_features for name in projections]
+    return tuple(torch.randn(rows, width, dtype=like.dtype, device=like.device, requires_grad=True) for width in widths)
+
+
+def _drops(module: nn.Module) -> bool:
+    dropout = module.dropout if isinstance(module, nn.MultiheadAttention) else getattr(module, "p", 0.0)
+    return isinstance(module, nn.MultiheadAttention | nn.modules.dropout._DropoutNd) and bool(dropout)
+
+
+def _watched(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _unwatched(module: nn.Module) -> nn.Module:
+    """The module without hooks: whoever put them there expects to see no trials."""
+    for part in module.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
+            hooks.clear()
+    return module
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
