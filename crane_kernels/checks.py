@@ -69,6 +69,14 @@ def beside(name: str, x: object, shape: tuple[int, ...], like: Tensor, what: str
     return found
 
 
+def _integers(name: str, x: object) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: found {type(x).__name__}, expected a torch tensor")
+    if x.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: found dtype {x.dtype}, expected int64 or int32")
+    return x
+
+
 def indices(name: str, x: object, size: int, what: str) -> Tensor:
     """Return ``x`` if it is a vector of int64 or int32 indices of ``size`` things called ``what``.
 
@@ -79,10 +87,7 @@ def indices(name: str, x: object, size: int, what: str) -> Tensor:
         TypeError: ``x`` is no integer tensor.
         ValueError: it has not one dimension, or holds an index out of range.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: found {type(x).__name__}, expected a torch tensor")
-    if x.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name}: found dtype {x.dtype}, expected int64 or int32")
+    x = _integers(name, x)
     if x.dim() != 1:
         raise ValueError(f"{name}: found shape {tuple(x.shape)}, expected one dimension")
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel():
@@ -95,6 +100,20 @@ def indices(name: str, x: object, size: int, what: str) -> Tensor:
 def index_dtype(n: int) -> torch.dtype:
     """The dtype of indices of ``n`` things: int32 where it fits."""
     return torch.int32 if n <= _INT32_MAX else torch.int64
+
+
+def labels(name: str, x: object, n_rows: int, device: torch.device, what: str) -> Tensor:
+    """Return ``x`` if it is a vector of ``n_rows`` int64 or int32 labels on ``device``, one for each row of ``what``.
+
+    Raises:
+        TypeError: ``x`` is no integer tensor.
+        ValueError: it has another shape or lives on another device.
+    """
+    x = _integers(name, x)
+    if tuple(x.shape) != (n_rows,):
+        raise ValueError(f"{name}: found shape {tuple(x.shape)}, expected {(n_rows,)}, one for each row of {what}")
+    same_device(name, x, device, what)
+    return x
 
 
 def finite_rows(name: str, x: Tensor) -> None:

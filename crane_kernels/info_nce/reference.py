@@ -14,10 +14,18 @@ BLOCK_ROWS = 256
 KEPT_ROWS = 4096
 
 
-def info_nce(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+def info_nce(a: Tensor, b: Tensor, temperature: float, ids: Tensor | None, symmetric: bool) -> Tensor:
     """Mean over rows i of -log softmax_j(cos(a_i, b_j) / temperature) at j = i: scalar."""
-    a, b = _unit(a) / temperature, _unit(b)
-    total = [_log_sum_exp(block, b) for block in torch.split(a, BLOCK_ROWS)]
+    a, b = _unit(a), _unit(b)
+    loss = _one_direction(a / temperature, b, ids)
+    if symmetric:
+        loss = (loss + _one_direction(b / temperature, a, ids)) / 2
+    return loss
+
+
+def _one_direction(a: Tensor, b: Tensor, ids: Tensor | None) -> Tensor:
+    starts = range(0, a.shape[0], BLOCK_ROWS)
+    total = [_log_sum_exp(a[start : start + BLOCK_ROWS], b, ids, start) for start in starts]
     return (torch.cat(total) - (a * b).sum(1)).mean()
 
 
@@ -28,12 +36,18 @@ def _unit(x: Tensor) -> Tensor:
     return unit
 
 
-def _log_sum_exp(block: Tensor, b: Tensor) -> Tensor:
+def _log_sum_exp(block: Tensor, b: Tensor, ids: Tensor | None, start: int) -> Tensor:
     if b.shape[0] <= KEPT_ROWS:
-        return _row_log_sum_exp(block, b)
-    result: Tensor = checkpoint(_row_log_sum_exp, block, b, use_reentrant=False, preserve_rng_state=False)
+        return _row_log_sum_exp(block, b, ids, start)
+    result: Tensor = checkpoint(_row_log_sum_exp, block, b, ids, start, use_reentrant=False, preserve_rng_state=False)
     return result
 
 
-def _row_log_sum_exp(block: Tensor, b: Tensor) -> Tensor:
-    return torch.logsumexp(block @ b.T, dim=1)
+def _row_log_sum_exp(block: Tensor, b: Tensor, ids: Tensor | None, start: int) -> Tensor:
+    logits = block @ b.T
+    if ids is not None:
+        own = ids[start : start + block.shape[0]]
+        others = own[:, None] == ids
+        others.diagonal(start).fill_(False)
+        logits = logits.masked_fill(others, -torch.inf)
+    return torch.logsumexp(logits, dim=1)

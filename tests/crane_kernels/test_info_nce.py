@@ -98,8 +98,43 @@ def test_float32_is_stable_at_a_low_temperature():
         ({"temperature": -0.1}, ValueError, "temperature: found -0.1"),
         ({"temperature": math.inf}, ValueError, "temperature: found inf"),
         ({"temperature": None}, TypeError, "temperature: found None"),
+        ({"ids": [0, 1, 2]}, TypeError, "ids: found list"),
+        ({"ids": torch.zeros(3)}, TypeError, "ids: found dtype torch.float32"),
+        ({"ids": torch.zeros(2, dtype=torch.int64)}, ValueError, r"ids: found shape \(2,\), expected \(3,\)"),
+        ({"ids": torch.zeros(3, dtype=torch.int64, device="meta")}, ValueError, "ids: found on device meta"),
+        ({"symmetric": 1}, TypeError, "symmetric: found int"),
     ],
 )
 def test_refusals(change, error, text):
     with pytest.raises(error, match=text):
         info_nce(**{"a": torch.zeros(3, 2), "b": torch.zeros(3, 2), "temperature": 0.1, **change})
+
+
+def by_labels(a, b, temperature, ids):
+    """Each row's loss over the columns that its label leaves."""
+    total = 0.0
+    for i, label in enumerate(ids.tolist()):
+        kept = [j for j, other in enumerate(ids.tolist()) if j == i or other != label]
+        cosines = torch.nn.functional.cosine_similarity(a[i : i + 1], b[kept]) / temperature
+        total = total + cosines.logsumexp(0) - cosines[kept.index(i)]
+    return total / len(ids)
+
+
+@pytest.mark.parametrize("block", [256, 4])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_rows_of_one_label_are_no_negatives(monkeypatch, block, dtype):
+    monkeypatch.setattr(reference, "BLOCK_ROWS", block)
+    leaves = views(11, 4)
+    ids = torch.tensor([3, 1, 3, 3, -7, 0, 1, 2, 2, 9, 8], dtype=dtype)
+    found, expected = info_nce(*leaves, 0.3, ids=ids), by_labels(*leaves, 0.3, ids)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves))
+    assert info_nce(*leaves, 0.3, ids=torch.zeros(11, dtype=dtype)).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_symmetric_is_the_mean_of_both_directions():
+    a, b = views(9, 4)
+    both = (info_nce(a, b, 0.2) + info_nce(b, a, 0.2)) / 2
+    torch.testing.assert_close(info_nce(a, b, 0.2, symmetric=True), both, rtol=1e-12, atol=0)
+    ids = torch.arange(9) % 4
+    assert torch.autograd.gradcheck(lambda a, b: info_nce(a, b, 0.3, ids=ids, symmetric=True), (a, b))
