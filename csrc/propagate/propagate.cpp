@@ -42,12 +42,12 @@ Tensor propagate_all(const Csr& a, const Tensor& x, int64_t layers) {
 
 // The rows that are needed of each layer: R_0, R_1, ..., as many as there are layers.
 template <typename Index>
-std::vector<RowSet<Index>> needed_rows(const Csr& a, const std::vector<int64_t>& list, int64_t layers) {
-  std::vector<RowSet<Index>> sets;
+std::vector<RowSet> needed_rows(const Csr& a, const std::vector<int64_t>& list, int64_t layers) {
+  std::vector<RowSet> sets;
   sets.emplace_back(mask_of(list, a.n_rows));
   for (int64_t step = 1; step < layers; ++step) {
     Mask mask(a.n_rows);
-    mark_columns(a.pointers(), a.col.const_data_ptr<Index>(), sets.back().rows, mask);
+    mark_columns(a.pointers(), a.col.const_data_ptr<Index>(), sets.back().rows(), mask);
     sets.emplace_back(mask);
   }
   return sets;
@@ -76,37 +76,36 @@ Tensor propagate_rows(const Csr& a, const Tensor& x, int64_t layers, const std::
     if (layers == 0) {
       return copy_rows(reinterpret_cast<const char*>(args.x), args.x_stride * sizeof(T), list, out, row_bytes);
     }
-    const std::vector<RowSet<Index>> sets = needed_rows<Index>(a, list, layers);
+    const std::vector<RowSet> sets = needed_rows<Index>(a, list, layers);
     args.base = args.x;
     args.base_stride = args.x_stride;
     Tensor y = x;  // of the layer before; lives while the next one reads it
     for (int64_t left = layers - 1; left >= 0; --left) {
-      const RowSet<Index>& set = sets[left];
+      const RowSet& set = sets[left];
       const Tensor before = y;
       y = new_matrix(x, set.size(), args.width);
       args.y = static_cast<T*>(y.mutable_data_ptr());
-      args.base_rows = set.rows.data();
+      args.base_rows = set.rows().data();
       args.n_rows = set.size();
       args.scale = left == 0 ? 1 / static_cast<Accumulator<T>>(layers + 1) : 1;
-      spmm_run(functions, args,
-               {set.rows.data(), set.size(), left == layers - 1 ? nullptr : sets[left + 1].position.data()});
+      spmm_run(functions, args, {set.rows().data(), set.size(), left == layers - 1 ? nullptr : sets[left + 1].ranks()});
       args.x = args.y;
       args.x_stride = args.width;
     }
     std::vector<int64_t> places(list.size());
-    for (size_t k = 0; k < list.size(); ++k) places[k] = sets[0].position[list[k]];
+    for (size_t k = 0; k < list.size(); ++k) places[k] = sets[0].place(list[k]);
     copy_rows(static_cast<const char*>(y.const_data_ptr()), row_bytes, places, out, row_bytes);
   });
   return result;
 }
 
-// y[set.rows[k]] += d[k].
+// y[set.rows()[k]] += d[k].
 template <typename T, typename Index>
-void add_rows(const SpmmFunctions<T, Index>& functions, T* y, const T* d, int64_t width, const RowSet<Index>& set) {
+void add_rows(const SpmmFunctions<T, Index>& functions, T* y, const T* d, int64_t width, const RowSet& set) {
   constexpr int64_t kChunk = 256;
   parallel_tasks((set.size() + kChunk - 1) / kChunk, [&](int64_t c) {
     for (int64_t k = c * kChunk; k < std::min(set.size(), (c + 1) * kChunk); ++k) {
-      functions.add(y + set.rows[k] * width, d + k * width, width);
+      functions.add(y + set.rows()[k] * width, d + k * width, width);
     }
   });
 }
@@ -118,7 +117,7 @@ Tensor propagate_rows_t(const Csr& a, const Csr& t, const Tensor& grad, int64_t 
   t.visit(grad, [&](const auto& functions, auto args) {
     using T = ElementOf<decltype(args)>;
     using Index = IndexOf<decltype(args)>;
-    const std::vector<RowSet<Index>> sets = needed_rows<Index>(a, list, std::max<int64_t>(layers, 1));
+    const std::vector<RowSet> sets = needed_rows<Index>(a, list, std::max<int64_t>(layers, 1));
     // What arrives at each R_s: it goes on to the next, and as it is to the result.
     std::vector<Tensor> arrived{sum_repeats(functions, sets[0], list, grad, layers + 1)};
     const auto rows_of = [&](int64_t step) { return static_cast<T*>(arrived[step].mutable_data_ptr()); };
@@ -128,24 +127,24 @@ Tensor propagate_rows_t(const Csr& a, const Csr& t, const Tensor& grad, int64_t 
       args.x = rows_of(step - 1);
       args.y = rows_of(step);
       args.n_rows = sets[step].size();
-      spmm_run(functions, args, {sets[step].rows.data(), sets[step].size(), sets[step - 1].position.data()});
+      spmm_run(functions, args, {sets[step].rows().data(), sets[step].size(), sets[step - 1].ranks()});
     }
     args.y = static_cast<T*>(result.mutable_data_ptr());
     Mask reached(a.n_rows);
     if (layers > 0) {  // the last product takes along what arrived at the rows that it comes from
-      const RowSet<Index>& from = sets.back();
-      reached = mask_of(from.rows, a.n_rows);
-      mark_columns(a.pointers(), a.col.const_data_ptr<Index>(), from.rows, reached);
-      const RowSet<Index> out(reached);
+      const RowSet& from = sets.back();
+      reached = mask_of(from.rows(), a.n_rows);
+      mark_columns(a.pointers(), a.col.const_data_ptr<Index>(), from.rows(), reached);
+      const RowSet out(reached);
       std::vector<int64_t> base_rows(out.size());
-      for (int64_t k = 0; k < out.size(); ++k) base_rows[k] = from.position[out.rows[k]];
+      for (int64_t k = 0; k < out.size(); ++k) base_rows[k] = from.place(out.rows()[k]);
       args.x = rows_of(layers - 1);
       args.base = args.x;
       args.base_stride = args.width;
       args.base_rows = base_rows.data();
-      args.y_rows = out.rows.data();
+      args.y_rows = out.rows().data();
       args.n_rows = out.size();
-      spmm_run(functions, args, {out.rows.data(), out.size(), from.position.data()});
+      spmm_run(functions, args, {out.rows().data(), out.size(), from.ranks()});
     }
     clear_other_rows(reached, args.y, args.width * sizeof(T));
     for (int64_t step = std::max<int64_t>(layers - 2, 0); step >= 0 && layers != 1; --step) {

@@ -5,6 +5,7 @@
 
 #include "common/element.h"
 #include "common/isa.h"
+#include "common/rank.h"
 
 namespace crane {
 
@@ -43,6 +44,10 @@ struct SddmmArgs {
 
 template <typename T, typename Index>
 struct SpmmFunctions {
+  // Copies those of the edges [begin, end) whose column is in a set, with their columns' places in it, to col and
+  // value, which have room for all of them; returns how many.
+  int64_t (*select)(const SpmmArgs<T, Index>& args, const Rank* ranks, int64_t begin, int64_t end, Index* col,
+                    T* value);
   // Rows [begin, end) of y.
   void (*rows)(const SpmmArgs<T, Index>& args, int64_t begin, int64_t end);
   // The sum over the edges [begin, end) alone, to out[0 .. width).

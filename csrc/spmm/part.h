@@ -30,15 +30,15 @@ T one() {
 // For each row of a set, the sum of the rows of g that stand for it in `list`, divided by `divisor`: a product with a
 // matrix of ones.
 template <typename T, typename Index>
-Tensor sum_repeats(const SpmmFunctions<T, Index>& functions, const RowSet<Index>& set, const std::vector<int64_t>& list,
+Tensor sum_repeats(const SpmmFunctions<T, Index>& functions, const RowSet& set, const std::vector<int64_t>& list,
                    const Tensor& g, int64_t divisor = 1) {
   const int64_t n = static_cast<int64_t>(list.size());
   std::vector<int64_t> rowptr(set.size() + 1);
-  for (int64_t row : list) ++rowptr[set.position[row] + 1];
+  for (int64_t row : list) ++rowptr[set.place(row) + 1];
   for (int64_t k = 0; k < set.size(); ++k) rowptr[k + 1] += rowptr[k];
   std::vector<Index> col(n);
   std::vector<int64_t> next(rowptr.begin(), rowptr.end() - 1);
-  for (int64_t k = 0; k < n; ++k) col[next[set.position[list[k]]]++] = static_cast<Index>(k);
+  for (int64_t k = 0; k < n; ++k) col[next[set.place(list[k])]++] = static_cast<Index>(k);
   const std::vector<T> ones(n, one<T>());
   Tensor sums = new_matrix(g, set.size(), g.size(1));
   SpmmArgs<T, Index> args{};
@@ -51,7 +51,7 @@ Tensor sum_repeats(const SpmmFunctions<T, Index>& functions, const RowSet<Index>
   args.width = g.size(1);
   args.x_stride = g.stride(0);
   args.scale = 1 / static_cast<Accumulator<T>>(divisor);
-  spmm_run(functions, args, Part<Index>{nullptr, set.size(), nullptr});
+  spmm_run(functions, args, Part{nullptr, set.size(), nullptr});
   return sums;
 }
 

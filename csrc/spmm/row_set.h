@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "common/rank.h"
 #include "common/tensors.h"
 
 namespace crane {
@@ -37,13 +38,10 @@ inline Mask mask_of(const std::vector<int64_t>& rows, int64_t n) {
   return mask;
 }
 
-// A set of rows in ascending order, and where each of all rows stands among them (-1: nowhere).
-template <typename Index>
-struct RowSet {
-  std::vector<int64_t> rows;
-  std::vector<Index> position;
-
-  explicit RowSet(const Mask& mask) : position(mask.size()) {
+// A set of rows in ascending order, and where each of all rows stands among them.
+class RowSet {
+ public:
+  explicit RowSet(const Mask& mask) : ranks_((mask.size() + 63) / 64) {
     constexpr int64_t kChunk = 1 << 15;
     const int64_t n = static_cast<int64_t>(mask.size()), n_chunks = (n + kChunk - 1) / kChunk;
     std::vector<int64_t> before(n_chunks + 1);
@@ -52,17 +50,28 @@ struct RowSet {
       before[c + 1] = std::count(begin, end, 1);
     });
     for (int64_t c = 0; c < n_chunks; ++c) before[c + 1] += before[c];
-    rows.resize(before[n_chunks]);
+    rows_.resize(before[n_chunks]);
     parallel_tasks(n_chunks, [&](int64_t c) {
       int64_t next = before[c];
       for (int64_t i = c * kChunk; i < std::min(n, (c + 1) * kChunk); ++i) {
-        position[i] = mask[i] ? static_cast<Index>(next) : Index{-1};
-        if (mask[i]) rows[next++] = i;
+        Rank& rank = ranks_[i >> 6];
+        if ((i & 63) == 0) rank = {0, next};
+        rank.members |= uint64_t{mask[i]} << (i & 63);
+        if (mask[i]) rows_[next++] = i;
       }
     });
   }
 
-  int64_t size() const { return static_cast<int64_t>(rows.size()); }
+  int64_t size() const { return static_cast<int64_t>(rows_.size()); }
+  const std::vector<int64_t>& rows() const { return rows_; }
+  const Rank* ranks() const { return ranks_.data(); }
+
+  // The place of a row in the set, or a negative number.
+  int64_t place(int64_t row) const { return rank_of(ranks_.data(), row); }
+
+ private:
+  std::vector<int64_t> rows_;
+  std::vector<Rank> ranks_;
 };
 
 // Adds the columns that the rows have edges to.

@@ -208,17 +208,16 @@ Tensor spmm_t(const Tensor& rowptr, const Tensor& col, const Tensor& value, cons
   const Mask wanted = mask_of(list, a.n_rows);
   Mask reached(n_cols);
   t.visit(grad, [&](const auto& functions, auto args) {
-    using Index = std::remove_const_t<std::remove_pointer_t<decltype(args.col)>>;
-    const RowSet<Index> set(wanted);
-    visit_integers(a.col, [&](const auto* columns) { mark_columns(a.pointers(), columns, set.rows, reached); });
-    const RowSet<Index> out(reached);
+    const RowSet set(wanted);
+    visit_integers(a.col, [&](const auto* columns) { mark_columns(a.pointers(), columns, set.rows(), reached); });
+    const RowSet out(reached);
     const Tensor sums = sum_repeats(functions, set, list, grad);
     args.x = static_cast<decltype(args.x)>(sums.const_data_ptr());
     args.x_stride = args.width;
     args.y = static_cast<decltype(args.y)>(y.mutable_data_ptr());
-    args.y_rows = out.rows.data();
+    args.y_rows = out.rows().data();
     args.n_rows = out.size();
-    spmm_run(functions, args, {out.rows.data(), out.size(), set.position.data()});
+    spmm_run(functions, args, {out.rows().data(), out.size(), set.ranks()});
     clear_other_rows(reached, args.y, args.width * sizeof(*args.y));
   });
   return y;
@@ -234,10 +233,9 @@ std::tuple<Tensor, Tensor> spmm_max(const Tensor& rowptr, const Tensor& col, con
   Tensor argmax = torch::stable::new_empty(x, {n_out, x.size(1)}, ScalarType::Long);
   if (y.numel() == 0) return {y, argmax};
   a.visit(x, [&](const auto& functions, auto args) {
-    using Index = std::remove_const_t<std::remove_pointer_t<decltype(args.col)>>;
     args.y = static_cast<decltype(args.y)>(y.mutable_data_ptr());
     args.argmax = argmax.mutable_data_ptr<int64_t>();
-    const Part<Index> part{rows ? list.data() : nullptr, n_out, nullptr};
+    const Part part{rows ? list.data() : nullptr, n_out, nullptr};
     constexpr int64_t kChunk = 64;
     parallel_tasks((n_out + kChunk - 1) / kChunk, [&](int64_t c) {
       for (int64_t k = c * kChunk; k < std::min(n_out, (c + 1) * kChunk); ++k) {
@@ -262,12 +260,12 @@ Tensor sddmm(const Tensor& rowptr, const Tensor& col, const Optional&, const Opt
   a.visit(x, [&](const auto& functions, auto args) {
     using Index = std::remove_const_t<std::remove_pointer_t<decltype(args.col)>>;
     using T = std::remove_const_t<std::remove_pointer_t<decltype(args.x)>>;
-    Part<Index> part{nullptr, a.n_rows, nullptr};
+    Part part{nullptr, a.n_rows, nullptr};
     std::vector<int64_t> unique, before;
     if (rows) {
-      const RowSet<Index> set(mask_of(list, a.n_rows));
+      const RowSet set(mask_of(list, a.n_rows));
       grad = sum_repeats(functions, set, list, grad);
-      unique = set.rows;
+      unique = set.rows();
       part = {unique.data(), set.size(), nullptr};
       before = edges_before(args.rowptr, part);
     }

@@ -51,13 +51,12 @@ class Schedule {
 };
 
 // The part of A that a product takes.
-template <typename Index>
 struct Part {
   const int64_t* rows = nullptr;  // null: all
   int64_t n_rows = 0;
-  const Index* position = nullptr;  // null, or the row of x that stands for each column; -1: its edges are left out
+  const Rank* ranks = nullptr;  // null, or the set of columns that x has the rows of: other edges are left out
 
-  bool whole() const { return rows == nullptr && position == nullptr; }
+  bool whole() const { return rows == nullptr && ranks == nullptr; }
   int64_t row(int64_t k) const { return rows == nullptr ? k : rows[k]; }
 };
 
@@ -69,18 +68,14 @@ struct TaskEdges {
   std::array<T, 2 * Schedule::kTaskSize> value;
   int64_t size = 0;
 
-  void add(const SpmmArgs<T, Index>& a, const Part<Index>& part, int64_t begin, int64_t end) {
-    if (part.position == nullptr) {
+  void add(const SpmmFunctions<T, Index>& functions, const SpmmArgs<T, Index>& a, const Part& part, int64_t begin,
+           int64_t end) {
+    if (part.ranks != nullptr) {
+      size += functions.select(a, part.ranks, begin, end, col.data() + size, value.data() + size);
+    } else {
       std::copy(a.col + begin, a.col + end, col.begin() + size);
       std::copy(a.value + begin, a.value + end, value.begin() + size);
       size += end - begin;
-      return;
-    }
-    for (int64_t e = begin; e < end; ++e) {  // without a branch, which would be guessed wrong too often
-      const Index at = part.position[a.col[e]];
-      col[size] = at;
-      value[size] = a.value[e];
-      size += at >= 0;
     }
   }
 
@@ -93,8 +88,7 @@ struct TaskEdges {
 };
 
 // rowptr as if the rows of the part were all there are.
-template <typename Index>
-std::vector<int64_t> edges_before(const int64_t* rowptr, const Part<Index>& part) {
+inline std::vector<int64_t> edges_before(const int64_t* rowptr, const Part& part) {
   std::vector<int64_t> before(part.n_rows + 1);
   for (int64_t k = 0; k < part.n_rows; ++k) {
     before[k + 1] = before[k] + rowptr[part.row(k) + 1] - rowptr[part.row(k)];
@@ -104,7 +98,7 @@ std::vector<int64_t> edges_before(const int64_t* rowptr, const Part<Index>& part
 
 // Runs the product over the rows of a part; args.n_rows is that of the part, args.rowptr that of all of A.
 template <typename T, typename Index>
-void spmm_run(const SpmmFunctions<T, Index>& functions, const SpmmArgs<T, Index>& args, const Part<Index>& part) {
+void spmm_run(const SpmmFunctions<T, Index>& functions, const SpmmArgs<T, Index>& args, const Part& part) {
   const std::vector<int64_t> before = part.rows == nullptr ? std::vector<int64_t>() : edges_before(args.rowptr, part);
   const int64_t* rowptr = part.rows == nullptr ? args.rowptr : before.data();
   const auto first_edge = [&](int64_t k) { return args.rowptr[part.row(k)]; };
@@ -115,9 +109,9 @@ void spmm_run(const SpmmFunctions<T, Index>& functions, const SpmmArgs<T, Index>
     const int64_t begin = first_edge(piece.row) + piece.begin - rowptr[piece.row],
                   end = begin + piece.end - piece.begin;
     Accumulator<T>* out = partial.data() + p * args.width;
-    if (part.position == nullptr) return functions.partial(args, begin, end, out);
+    if (part.ranks == nullptr) return functions.partial(args, begin, end, out);
     TaskEdges<T, Index> edges;
-    edges.add(args, part, begin, end);
+    edges.add(functions, args, part, begin, end);
     functions.partial(edges.args_of(args), 0, edges.size, out);
   };
   const auto sum_rows = [&](int64_t begin, int64_t end) {
@@ -125,7 +119,7 @@ void spmm_run(const SpmmFunctions<T, Index>& functions, const SpmmArgs<T, Index>
     TaskEdges<T, Index> edges;
     edges.rowptr[0] = 0;
     for (int64_t k = begin; k < end; ++k) {
-      edges.add(args, part, first_edge(k), first_edge(k) + rowptr[k + 1] - rowptr[k]);
+      edges.add(functions, args, part, first_edge(k), first_edge(k) + rowptr[k + 1] - rowptr[k]);
       edges.rowptr[k - begin + 1] = edges.size;
     }
     SpmmArgs<T, Index> local = edges.args_of(args);
