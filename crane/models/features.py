@@ -23,7 +23,7 @@ def item_features(dataset: Dataset, model: str) -> dict[str, Tensor]:
     if not dataset.features:
         raise ValueError(
             f"{model} needs item features, and the data set {dataset.name} has none: expected at least one modality,"
-            " such as image_feat.npy"
+            " such as image_feat.npy (--model lightgcn needs none)"
         )
     return {name: torch.from_numpy(matrix) for name, matrix in dataset.features.items()}
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from crane.data import Dataset, Interactions
 from crane.models import CRANE
-from crane.models.crane import CRANEConfig
+from crane.models.crane import CRANEConfig, Profiles
+from crane_kernels import Graph
 from crane_kernels.recursive_cross_modal_attention.reference import direct_form
 
 MakeDataset = Callable[..., Dataset]
@@ -247,3 +248,17 @@ def _all_items_of_some_users(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor]:
     chosen = dataset.train.users < 5
     users, items = torch.from_numpy(dataset.train.users[chosen]), torch.from_numpy(dataset.train.items[chosen])
     return users, items, (items + 1) % dataset.n_items
+
+
+def test_profiles_leave_out_the_given_pairs_and_no_others() -> None:
+    interactions = Graph.from_edges([0, 0, 0, 2], [0, 1, 3, 2], shape=(3, 4))
+    profiles = Profiles(interactions)
+    own = torch.eye(4)
+    users = torch.tensor([[1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    torch.testing.assert_close(
+        profiles.all.to_dense(), torch.cat([users / users.sum(1, keepdim=True).clamp_min(1), own])
+    )
+    # The same pair twice, pairs that are no interactions, and a user's only one.
+    without = profiles.without(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([1, 1, 3, 2, 0]))
+    expected = torch.tensor([[0.5, 0.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(without.to_dense(), torch.cat([expected, own]), rtol=0, atol=0)
