@@ -195,7 +195,7 @@ def gram_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
     return [arguments | constants for constants in served(dtype, width)]
 
 
-@kernel(gram_specimens, TILES, ["MODALITIES", "WIDTH"])
+@kernel(gram_specimens, TILES[:1], ["MODALITIES", "WIDTH"])
 def rca_gram_kernel(
     x, gram_parts, sums_parts, n, chunk,
     MODALITIES: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
@@ -227,7 +227,7 @@ def correlation_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]
     return [arguments | constants for constants in served(dtype, width)]
 
 
-SMALL = [config(8, 2, ROWS=16, INNER=32), config(4, 2, ROWS=16, INNER=16)]
+SMALL = [config(4, 2, ROWS=16, INNER=16), config(8, 2, ROWS=16, INNER=16)]
 
 
 @kernel(correlation_specimens, SMALL, ["MODALITIES", "WIDTH"])
