@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "masked_topk/masked_topk.h"
+#include "modality_attention/modality_attention.h"
 #include "propagate/propagate.h"
 #include "spmm/spmm.h"
 
@@ -40,6 +41,12 @@ STABLE_TORCH_LIBRARY(crane_kernels, m) {
   m.def(
       "masked_topk(Tensor user, Tensor item, Tensor? seen_rowptr, Tensor? seen_col, int k) -> (Tensor scores, Tensor "
       "indices)");
+  m.def(
+      "modality_attention(Tensor tokens, Tensor in_proj_weight, Tensor? in_proj_bias, Tensor out_proj_weight, Tensor? "
+      "out_proj_bias, int num_heads) -> Tensor");
+  m.def(
+      "modality_attention_backward(Tensor grad, Tensor tokens, Tensor in_proj_weight, Tensor? in_proj_bias, Tensor "
+      "out_proj_weight, Tensor? out_proj_bias, int num_heads) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(crane_kernels, CPU, m) {
@@ -51,4 +58,6 @@ STABLE_TORCH_LIBRARY_IMPL(crane_kernels, CPU, m) {
   m.impl("propagate_t", TORCH_BOX(&crane::propagate_t));
   m.impl("transpose", TORCH_BOX(&crane::transpose));
   m.impl("masked_topk", TORCH_BOX(&crane::masked_topk));
+  m.impl("modality_attention", TORCH_BOX(&crane::modality_attention));
+  m.impl("modality_attention_backward", TORCH_BOX(&crane::modality_attention_backward));
 }
