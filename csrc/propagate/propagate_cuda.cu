@@ -24,12 +24,7 @@ struct Layout {
     mask_bytes = aligned(call.a.n_rows);
     masks = static_cast<size_t>(n_buffers) * buffer_bytes;
     products = masks + static_cast<size_t>(n_masks) * mask_bytes;
-    Spmm product{};
-    product.a = call.a;
-    product.type = call.type;
-    product.width = call.width;
-    product.rows = call.rows;
-    end = products + spmm_workspace(product);
+    end = products + product_workspace(call.a, call.type, call.width, call.rows);
   }
 };
 
@@ -98,11 +93,7 @@ struct TransposedLayout {
     mask_bytes = aligned(call.a.n_rows);
     masks = 3 * buffer_bytes;
     products = masks + static_cast<size_t>(call.layers + 1) * mask_bytes;
-    Spmm product{};
-    product.a = call.t;
-    product.type = call.type;
-    product.width = call.width;
-    end = products + spmm_workspace(product);
+    end = products + product_workspace(call.t, call.type, call.width);
   }
 };
 

@@ -47,11 +47,7 @@ struct Layout {
     wanted = aligned(call.a.n_rows * call.width * element_bytes(call.type));
     reached = wanted + aligned(call.a.n_rows);
     product = reached + aligned(call.t.n_rows);
-    Spmm spmm{};
-    spmm.a = call.t;
-    spmm.type = call.type;
-    spmm.width = call.width;
-    end = product + spmm_workspace(spmm);
+    end = product + product_workspace(call.t, call.type, call.width);
   }
 };
 

@@ -46,6 +46,16 @@ struct Spmm {
 // Bytes of device memory, aligned to 16, that the call needs while it runs.
 size_t spmm_workspace(const Spmm& call);
 
+// The same for a sum or mean that is not described any further.
+inline size_t product_workspace(const Csr& a, Type type, int64_t width, const int64_t* rows = nullptr) {
+  Spmm call{};
+  call.a = a;
+  call.type = type;
+  call.width = width;
+  call.rows = rows;
+  return spmm_workspace(call);
+}
+
 // Returns null, or what went wrong.
 const char* spmm(const Spmm& call, void* workspace, void* stream);
 

@@ -169,8 +169,10 @@ Csr transpose(Folder& folder) {
           folder.integer("wide") != 0};
 }
 
-const char* spmm_t(Folder& folder) {
-  crane::cuda::SpmmT call{};
+// What the products with a transpose share; their results have a row for each of its rows.
+template <typename Call>
+Call transposed_call(Folder& folder) {
+  Call call{};
   call.a = graph(folder);
   call.t = transpose(folder);
   call.rows = row_list(folder);
@@ -179,20 +181,17 @@ const char* spmm_t(Folder& folder) {
   call.width = folder.integer("width");
   call.grad_stride = folder.integer("grad_stride", call.width);
   call.y = folder.output("y", static_cast<size_t>(call.t.n_rows * call.width * element_bytes(folder.integer("type"))));
+  return call;
+}
+
+const char* spmm_t(Folder& folder) {
+  const auto call = transposed_call<crane::cuda::SpmmT>(folder);
   return crane::cuda::spmm_t(call, folder.output("workspace", crane::cuda::spmm_t_workspace(call)), nullptr);
 }
 
 const char* propagate_t(Folder& folder) {
-  crane::cuda::PropagateT call{};
-  call.a = graph(folder);
-  call.t = transpose(folder);
-  call.rows = row_list(folder);
-  call.type = static_cast<crane::cuda::Type>(folder.integer("type"));
-  call.grad = folder.array("grad");
-  call.width = folder.integer("width");
-  call.grad_stride = folder.integer("grad_stride", call.width);
+  auto call = transposed_call<crane::cuda::PropagateT>(folder);
   call.layers = folder.integer("layers");
-  call.y = folder.output("y", static_cast<size_t>(call.a.n_rows * call.width * element_bytes(folder.integer("type"))));
   void* workspace = folder.output("workspace", crane::cuda::propagate_t_workspace(call));
   return crane::cuda::propagate_t(call, workspace, nullptr);
 }
