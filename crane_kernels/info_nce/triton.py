@@ -33,13 +33,15 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 SHARE_SCALE = tl.constexpr(4096.0)  # shares of a softmax over thousands of rows would be denormal in float16
 
-CONFIGS = [triton_support.config(num_warps=4, num_stages=1), triton_support.config(num_warps=8, num_stages=1)]
+# As many warps as hold a program's rows in registers, without spills on any chip.
+FORWARD_CONFIGS = [triton_support.config(num_warps=4, num_stages=1)]
+BACKWARD_CONFIGS = [triton_support.config(num_warps=8, num_stages=stages) for stages in (1, 2)]
 
 
 def tile(dtype: torch.dtype, width: int) -> tuple[int, int]:
     """BLOCK_M and BLOCK_N: rows of either view that a program compares at a time, as many as fit the registers."""
     if dtype == torch.float32:
-        return (32, 32) if width <= 64 else (16, 16)
+        return (16, 16) if 64 < width <= 128 else (32, 16)
     return (64, 16) if width <= 64 else (32, 16) if width <= 128 else (16, 16)
 
 
@@ -97,7 +99,7 @@ def _forward_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
     return _specimen(dtype, width, pointers, HAS_IDS=True)
 
 
-@triton_support.kernel(_forward_specimens, CONFIGS, key=["width", "HAS_IDS"])
+@triton_support.kernel(_forward_specimens, FORWARD_CONFIGS, key=["width", "HAS_IDS"])
 def info_nce_fwd_kernel(
     a,
     b,
@@ -142,7 +144,7 @@ def _backward_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
     return _specimen(dtype, width, pointers, HAS_IDS=True, FROM_X=True, FROM_Y=True)
 
 
-@triton_support.kernel(_backward_specimens, CONFIGS, key=["width", "HAS_IDS", "FROM_X", "FROM_Y"])
+@triton_support.kernel(_backward_specimens, BACKWARD_CONFIGS, key=["width", "HAS_IDS", "FROM_X", "FROM_Y"])
 def info_nce_bwd_kernel(
     grad,
     x_rows,
