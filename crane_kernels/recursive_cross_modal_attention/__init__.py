@@ -7,14 +7,16 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from crane_kernels import checks, dispatch
+from crane_kernels import checks, dispatch, extension
 from crane_kernels.dispatch import Implementation
-from crane_kernels.recursive_cross_modal_attention import reference
+from crane_kernels.recursive_cross_modal_attention import cpp, reference
 
 Memory = Literal["fast", "low"]
 
 dispatch.register(
-    "recursive_cross_modal_attention", Implementation("reference", reference.recursive_cross_modal_attention)
+    "recursive_cross_modal_attention",
+    Implementation("cpp", cpp.recursive_cross_modal_attention, missing=extension.missing, refuses=cpp.refuses),
+    Implementation("reference", reference.recursive_cross_modal_attention),
 )
 
 

@@ -4,6 +4,7 @@
 
 #include "masked_topk/masked_topk.h"
 #include "propagate/propagate.h"
+#include "recursive_cross_modal_attention/recursive_cross_modal_attention.h"
 #include "spmm/spmm.h"
 
 // Sparse matrices A, in compressed sparse rows. rowptr is int64; col, col_t and order int32 or int64; value has the
@@ -40,6 +41,13 @@ STABLE_TORCH_LIBRARY(crane_kernels, m) {
   m.def(
       "masked_topk(Tensor user, Tensor item, Tensor? seen_rowptr, Tensor? seen_col, int k) -> (Tensor scores, Tensor "
       "indices)");
+  m.def(
+      "recursive_cross_modal_attention(Tensor x, Tensor w_joint, Tensor b_joint, Tensor w_attend, Tensor w_out, "
+      "Tensor? rows, int recursions, float scale, int kept) -> (Tensor result, Tensor between, Tensor moments)");
+  m.def(
+      "recursive_cross_modal_attention_backward(Tensor grad, Tensor x, Tensor w_joint, Tensor b_joint, Tensor "
+      "w_attend, Tensor w_out, Tensor? rows, Tensor between, Tensor moments, float scale, bool wants_x) -> (Tensor "
+      "grad_x, Tensor grad_joint, Tensor grad_w_attend, Tensor grad_w_out)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(crane_kernels, CPU, m) {
@@ -51,4 +59,6 @@ STABLE_TORCH_LIBRARY_IMPL(crane_kernels, CPU, m) {
   m.impl("propagate_t", TORCH_BOX(&crane::propagate_t));
   m.impl("transpose", TORCH_BOX(&crane::transpose));
   m.impl("masked_topk", TORCH_BOX(&crane::masked_topk));
+  m.impl("recursive_cross_modal_attention", TORCH_BOX(&crane::recursive_cross_modal_attention));
+  m.impl("recursive_cross_modal_attention_backward", TORCH_BOX(&crane::recursive_cross_modal_attention_backward));
 }

@@ -1,11 +1,15 @@
-"""Recursive cross-modal attention: its two forms agree, and the formulas hold row by row."""
+"""Recursive cross-modal attention: its forms and implementations agree, and the formulas hold row by row."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from crane_kernels import recursive_cross_modal_attention
+from crane_kernels import extension, recursive_cross_modal_attention
 from crane_kernels.recursive_cross_modal_attention import reference
 
 NAMES = ("x", "w_joint", "b_joint", "w_attend", "w_out")
@@ -176,3 +180,194 @@ def test_refusals(change, error, text):
     tensors = dict(zip(NAMES, (tensor.detach() for tensor in inputs(4, 2, 3, torch.float32)), strict=True))
     with pytest.raises(error, match=text):
         recursive_cross_modal_attention(**{**tensors, "recursions": 1, **change})
+
+
+# rows x modalities x width, recursions
+COMPILED = [
+    (0, 2, 5, 2),
+    (1, 1, 1, 1),
+    (1, 4, 3, 3),
+    (7, 3, 2, 2),
+    (97, 2, 64, 3),  # one row more than a block
+    (300, 3, 17, 1),
+    (901, 1, 50, 2),
+    (2000, 2, 33, 2),
+    (641, 4, 65, 2),
+    (150, 2, 256, 2),
+]
+
+
+def wanted_rows(kind, n):
+    generator = torch.Generator().manual_seed(1)
+    if kind == "repeated" and n:
+        return torch.randint(n, (n // 2 + 3,), generator=generator)
+    return {"all": None, "none": torch.zeros(0, dtype=torch.int32)}.get(kind, torch.randperm(n, generator=generator))
+
+
+def compiled_call(*arguments, **options):
+    return recursive_cross_modal_attention(*arguments, **options, implementation="cpp")
+
+
+def check_compiled(tensors, recursions, scale, rows, memory="fast"):
+    """The value and every gradient, about as near to the direct form in float64 as that form in the same precision."""
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    expected = value_and_gradients(reference.direct_form, exact, recursions, scale, rows)
+    usual = value_and_gradients(reference.direct_form, tensors, recursions, scale, rows)
+    found = value_and_gradients(lambda *t: compiled_call(*t, recursions, scale, rows, memory=memory), tensors)
+    for name, ours, theirs, precise in zip(("value", *NAMES), found, usual, expected, strict=True):
+        assert ours.dtype == theirs.dtype, name
+        assert ours.shape == theirs.shape, name
+        error, allowed = ((result.detach() - precise.detach()).norm() for result in (ours, theirs))
+        allowed = 3 * allowed + 100 * torch.finfo(theirs.dtype).eps * precise.detach().norm()
+        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", ["all", "none", "permuted", "repeated"])
+@pytest.mark.parametrize(("n", "modalities", "d", "recursions"), COMPILED)
+@pytest.mark.usefixtures("compiled", "nan_filled_memory")
+def test_compiled_matches_the_direct_form_in_float64(n, modalities, d, recursions, rows, dtype):
+    tensors = inputs(n, modalities, d, dtype)
+    check_compiled(tensors, recursions, 1 / math.sqrt(d * max(n, 1)), wanted_rows(rows, n))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-3, 300.0])
+@pytest.mark.usefixtures("compiled", "nan_filled_memory")
+def test_compiled_matches_at_zero_and_at_saturation(size, dtype):
+    x, *weights = inputs(210, 2, 20, dtype)
+    check_compiled([(x.detach() * size).requires_grad_(), *weights], 2, 1 / math.sqrt(20 * 210), None)
+
+
+@pytest.mark.parametrize("dead", [2, 3])
+@pytest.mark.usefixtures("compiled")
+def test_compiled_matches_where_nothing_is_attended(dead):
+    tensors = inputs(50, 2, 8)
+    tensors[dead] = torch.zeros_like(tensors[dead]).requires_grad_()
+    check_compiled(tensors, 2, 0.05, None)
+
+
+@pytest.mark.parametrize("rows", ["all", "repeated"])
+@pytest.mark.usefixtures("compiled", "nan_filled_memory")
+def test_compiled_low_memory_has_the_same_bits(rows):
+    tensors, rows = inputs(700, 2, 24, torch.float32), wanted_rows(rows, 700)
+    fast, low = (
+        value_and_gradients(lambda *t, kind=kind: compiled_call(*t, 4, rows=rows, memory=kind), tensors)
+        for kind in ("fast", "low")
+    )
+    assert all(map(torch.equal, fast, low))
+    check_compiled(tensors, 4, 1 / math.sqrt(24 * 700), rows, "low")
+
+
+@pytest.mark.usefixtures("compiled")
+def test_compiled_has_the_same_bits_for_every_number_of_threads():
+    tensors, rows = inputs(3000, 2, 40, torch.float32), wanted_rows("repeated", 3000)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(value_and_gradients(lambda *t: compiled_call(*t, 3, rows=rows), tensors))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, results[0], results[1]))
+    assert all(map(torch.equal, results[0], results[2]))
+
+
+@pytest.mark.skipif("CRANE_ISA" in os.environ, reason="CRANE_ISA already names one instruction set")
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.usefixtures("compiled")
+def test_every_instruction_set(isa):
+    if isa not in extension.instruction_sets():
+        pytest.skip(f"this build and processor do not run {isa}")
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "matches or bits"]
+    # The package under test, also where it is installed in place: pytest puts a folder of its name first in the path.
+    installed = str(Path(extension.__file__).parents[1])
+    environment = os.environ | {"CRANE_ISA": isa, "PYTHONPATH": installed}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("wanted", range(1, 6))
+@pytest.mark.parametrize("rows", ["all", "repeated"])
+@pytest.mark.parametrize("recursions", [1, 2])
+@pytest.mark.usefixtures("compiled", "nan_filled_memory")
+def test_compiled_gradients_of_some_arguments(wanted, rows, recursions):
+    tensors, rows = inputs(60, 2, 5), wanted_rows(rows, 60)
+    every = value_and_gradients(lambda *t: compiled_call(*t, recursions, rows=rows), tensors)
+    some = [tensor.detach().requires_grad_(i + 1 == wanted) for i, tensor in enumerate(tensors)]
+    value = compiled_call(*some, recursions, rows=rows)
+    (value * torch.linspace(-1, 2, value.numel(), dtype=value.dtype).view_as(value)).sum().backward()
+    assert torch.equal(value, every[0])
+    assert torch.equal(some[wanted - 1].grad, every[wanted])
+
+
+@pytest.mark.usefixtures("compiled")
+def test_compiled_reads_strided_arguments():
+    tensors = [tensor.detach() for tensor in inputs(40, 2, 6)]
+    strided = [torch.stack([tensor, tensor], -1)[..., 0] for tensor in tensors]
+    assert torch.equal(compiled_call(*strided, 2), compiled_call(*tensors, 2))
+
+
+@pytest.mark.parametrize("rows", ["all", "repeated"])
+@pytest.mark.usefixtures("compiled")
+def test_compiled_derivatives_of_first_and_second_order(rows):
+    tensors, rows = inputs(5, 2, 3), wanted_rows(rows, 5)
+    assert torch.autograd.gradcheck(lambda *t: compiled_call(*t, 2, 0.1, rows), tensors)
+    assert torch.autograd.gradgradcheck(lambda *t: compiled_call(*t, 2, 0.1, rows), tensors)
+
+
+@pytest.mark.parametrize(
+    ("rows", "differentiated", "kept"), [("all", (0, 1, 2, 3, 4), 2), ("repeated", (1, 3), 2), ("repeated", (), 0)]
+)
+@pytest.mark.usefixtures("compiled")
+def test_operators_are_registered_as_torch_wants(rows, differentiated, kept):
+    tensors, rows = inputs(7, 2, 3), wanted_rows(rows, 7)
+    tensors = [tensor.detach().requires_grad_(i in differentiated) for i, tensor in enumerate(tensors)]
+    forward = torch.ops.crane_kernels.recursive_cross_modal_attention.default
+    backward = torch.ops.crane_kernels.recursive_cross_modal_attention_backward.default
+    torch.library.opcheck(forward, (*tensors, rows, 3, 0.2, kept))
+    with torch.no_grad():
+        result, *saved = forward(*tensors, rows, 3, 0.2, kept)
+    torch.library.opcheck(backward, (torch.ones_like(result), *tensors, rows, *saved, 0.2, 0 in differentiated))
+
+
+@pytest.mark.parametrize("rows", ["all", "repeated"])
+@pytest.mark.usefixtures("compiled")
+def test_torch_compile_gives_the_same_bits_for_any_number_of_rows(rows):
+    compiled = torch.compile(lambda *t, rows: recursive_cross_modal_attention(*t, 2, rows=rows), fullgraph=True)
+    for n in (30, 41):
+        tensors, indices = inputs(n, 2, 8, torch.float32), wanted_rows(rows, n)
+        found, expected = (
+            value_and_gradients(lambda *t, f=f, i=indices: f(*t, rows=i), tensors)
+            for f in (compiled, lambda *t, rows: compiled_call(*t, 2, rows=rows))
+        )
+        assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_exports():
+    class Module(torch.nn.Module):
+        def forward(self, *tensors):
+            return recursive_cross_modal_attention(*tensors, 2)
+
+    tensors = tuple(tensor.detach() for tensor in inputs(30, 2, 8, torch.float32))
+    program = torch.export.export(Module(), tensors)
+    assert "crane_kernels.recursive_cross_modal_attention" in str(program.graph)
+    assert torch.equal(program.module()(*tensors), compiled_call(*tensors, 2))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_compiled_computes_in_float32_under_autocast():
+    tensors = inputs(30, 2, 8, torch.float32)
+    outside = value_and_gradients(lambda *t: compiled_call(*t, 2), tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = value_and_gradients(lambda *t: compiled_call(*t, 2), tensors)
+    assert all(map(torch.equal, outside, inside))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_compiled_refuses_half_precision():
+    tensors = inputs(3, 2, 4, torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"x has dtype torch\.bfloat16, not float32 or float64"):
+        compiled_call(*tensors, 1)
