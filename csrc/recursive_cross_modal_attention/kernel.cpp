@@ -73,7 +73,7 @@ void mix_backward(const MixArgs<T>& args, T* scratch) {
     transpose(correlation, d, d, flipped);
     gemm(d, d, d, plain(grad_mixed, d), flipped, d, AddTo<T>{args.grad_w_attend + offset, d});
     gemm(d, d, d, transposed(args.w_attend + offset, d), grad_mixed, d, Assign<T>{grad + offset, d});
-    for (int64_t i = 0; i < d * d; ++i) grad[offset + i] *= (1 - correlation[i] * correlation[i]) * args.scale;
+    for (int64_t i = 0; i < d * d; ++i) grad[offset + i] *= (1 - correlation[i]) * (1 + correlation[i]) * args.scale;
   }
   gemm(columns + 1, d, columns, plain(args.moments, columns), grad, d, AddTo<T>{args.grad_joint, d});
   transpose(grad, columns, d, flipped);
