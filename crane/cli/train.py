@@ -35,7 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         state = trainer.fit()
         write_report(folder, trainer.config, trainer.dataset, state)
     except KeyboardInterrupt:
-        done = trainer.state.epoch
+        kept = folder.checkpoints.load_state()  # an epoch may have been written and not yet been noted
+        done = 0 if kept is None else kept.epoch
         message = f"interrupted; {done} epochs are kept, continue with: crane train --resume {folder.path}"
         print(message, file=sys.stderr)
         return 130
