@@ -1,14 +1,21 @@
-"""Multi-head attention over the few modality tokens of each row."""
+"""Multi-head attention over the few modality tokens of each row, or across the rows of each modality."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from crane_kernels import checks, dispatch
+from crane_kernels import checks, dispatch, extension
 from crane_kernels.dispatch import Implementation
-from crane_kernels.modality_attention import reference
+from crane_kernels.modality_attention import cpp, reference
 
-dispatch.register("modality_attention", Implementation("reference", reference.modality_attention))
+AXES = ("modalities", "items")
+
+dispatch.register(
+    "modality_attention",
+    Implementation("cpp", cpp.modality_attention, missing=extension.missing, refuses=cpp.refuses),
+    Implementation("reference", reference.modality_attention),
+)
 
 
 def modality_attention(
@@ -18,13 +25,17 @@ def modality_attention(
     out_proj_weight: Tensor,
     out_proj_bias: Tensor | None,
     num_heads: int,
+    axis: str = "modalities",
     *,
     implementation: str | None = None,
 ) -> Tensor:
-    """``torch.nn.MultiheadAttention(batch_first=True)`` over the M tokens of each of N rows, then their mean.
+    """``torch.nn.MultiheadAttention`` over the M tokens of each of N rows, then the mean over the tokens.
 
-    The weights are that module's own, by its own names. Rows are independent of each other. Differentiable in
-    ``tokens`` and the weights.
+    The weights are that module's own, by its own names. Along the axis ``"modalities"`` the tokens of a row attend to
+    each other and rows are independent (``batch_first=True``). Along ``"items"`` the N rows attend to each other and
+    modalities are independent (``batch_first=False``), in O(N) memory and O(N^2) time. The mean over the M tokens
+    follows in both. Differentiable in ``tokens`` and the weights. Under autocast the weights are taken in the dtype
+    of ``tokens``.
 
     Args:
         tokens: (N, M, d), floating point; N may be zero.
@@ -33,6 +44,7 @@ def modality_attention(
         out_proj_weight: (d, d).
         out_proj_bias: (d,) or None.
         num_heads: number of heads, a divisor of d.
+        axis: ``"modalities"`` or ``"items"``: what attends to each other.
         implementation: serve the call by this one (see :mod:`crane_kernels.dispatch`).
 
     Returns:
@@ -40,7 +52,7 @@ def modality_attention(
 
     Raises:
         TypeError: an argument is no dense floating-point tensor, or not of the dtype of ``tokens``.
-        ValueError: a shape or a device is wrong, or ``num_heads`` does not divide d.
+        ValueError: a shape or a device is wrong, ``num_heads`` does not divide d, or ``axis`` is unknown.
         RuntimeError: the requested implementation cannot serve the call.
     """
     _, modalities, d = checks.tensor("tokens", tokens, 3).shape
@@ -48,6 +60,10 @@ def modality_attention(
         raise ValueError(
             f"tokens: found shape {tuple(tokens.shape)}, expected at least one token of width at least one"
         )
+    if torch.is_autocast_enabled(tokens.device.type):
+        in_proj_weight, out_proj_weight = in_proj_weight.to(tokens.dtype), out_proj_weight.to(tokens.dtype)
+        in_proj_bias = None if in_proj_bias is None else in_proj_bias.to(tokens.dtype)
+        out_proj_bias = None if out_proj_bias is None else out_proj_bias.to(tokens.dtype)
     checks.beside("in_proj_weight", in_proj_weight, (3 * d, d), tokens, "tokens")
     checks.beside("out_proj_weight", out_proj_weight, (d, d), tokens, "tokens")
     if in_proj_bias is not None:
@@ -56,14 +72,18 @@ def modality_attention(
         checks.beside("out_proj_bias", out_proj_bias, (d,), tokens, "tokens")
     if d % checks.integer("num_heads", num_heads, 1):
         raise ValueError(f"num_heads: found {num_heads}, expected a divisor of the width {d}")
-    result: Tensor = dispatch.call(
-        "modality_attention",
-        implementation,
-        tokens,
-        in_proj_weight,
-        in_proj_bias,
-        out_proj_weight,
-        out_proj_bias,
-        num_heads,
-    )
+    if axis not in AXES:
+        raise ValueError(f"axis: found {axis!r}, expected one of {', '.join(AXES)}")
+    with torch.autocast(tokens.device.type, enabled=False):
+        result: Tensor = dispatch.call(
+            "modality_attention",
+            implementation,
+            tokens,
+            in_proj_weight,
+            in_proj_bias,
+            out_proj_weight,
+            out_proj_bias,
+            num_heads,
+            axis,
+        )
     return result

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "masked_topk/masked_topk.h"
+#include "modality_attention/modality_attention.h"
 #include "propagate/propagate.h"
 #include "recursive_cross_modal_attention/recursive_cross_modal_attention.h"
 #include "spmm/spmm.h"
@@ -42,6 +43,12 @@ STABLE_TORCH_LIBRARY(crane_kernels, m) {
       "masked_topk(Tensor user, Tensor item, Tensor? seen_rowptr, Tensor? seen_col, int k) -> (Tensor scores, Tensor "
       "indices)");
   m.def(
+      "modality_attention(Tensor tokens, Tensor in_proj_weight, Tensor? in_proj_bias, Tensor out_proj_weight, Tensor? "
+      "out_proj_bias, int num_heads) -> Tensor");
+  m.def(
+      "modality_attention_backward(Tensor grad, Tensor tokens, Tensor in_proj_weight, Tensor? in_proj_bias, Tensor "
+      "out_proj_weight, Tensor? out_proj_bias, int num_heads) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "recursive_cross_modal_attention(Tensor x, Tensor w_joint, Tensor b_joint, Tensor w_attend, Tensor w_out, "
       "Tensor? rows, int recursions, float scale, int kept) -> (Tensor result, Tensor between, Tensor moments)");
   m.def(
@@ -59,6 +66,8 @@ STABLE_TORCH_LIBRARY_IMPL(crane_kernels, CPU, m) {
   m.impl("propagate_t", TORCH_BOX(&crane::propagate_t));
   m.impl("transpose", TORCH_BOX(&crane::transpose));
   m.impl("masked_topk", TORCH_BOX(&crane::masked_topk));
+  m.impl("modality_attention", TORCH_BOX(&crane::modality_attention));
+  m.impl("modality_attention_backward", TORCH_BOX(&crane::modality_attention_backward));
   m.impl("recursive_cross_modal_attention", TORCH_BOX(&crane::recursive_cross_modal_attention));
   m.impl("recursive_cross_modal_attention_backward", TORCH_BOX(&crane::recursive_cross_modal_attention_backward));
 }
