@@ -90,12 +90,12 @@ def refuses(name: str, x: Tensor, width: int) -> str | None:
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in autocast's dtype, where autocast is on for the first's device; the same otherwise."""
+    """The tensors in autocast's dtype, where autocast is on for the first's device; float64 stays, as torch has it."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(tensor.to(dtype) for tensor in tensors)
+    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
 
 
 def padded(width: int) -> int:

@@ -55,7 +55,7 @@ class Plan:
 
     def _attend(self, module: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
         weights = module.in_proj_weight, module.in_proj_bias, module.out_proj.weight, module.out_proj.bias
-        mean = _mean_attention(tokens, *weights, module.num_heads, self.axis)
+        mean = modality_attention(tokens, *weights, module.num_heads, self.axis)
         return mean if self.factor == 1 else self.factor * mean
 
     def refuses(self, module: nn.Module, features: tuple[Any, ...]) -> str | None:
@@ -70,18 +70,6 @@ class Plan:
         if any(_watched(part) for part in (child, child.out_proj)):
             return "the attention has hooks"
         return attention.refuses_state(child, features[0])
-
-
-def _mean_attention(
-    tokens: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None, heads: int, axis: Axis
-) -> Tensor:
-    if axis == "modalities":
-        return modality_attention(tokens, w_in, b_in, w_out, b_out, heads)
-    n, m, d = tokens.shape
-    projected = nn.functional.linear(tokens, w_in, b_in).view(n, m, 3, heads, d // heads)
-    query, key, value = projected.permute(2, 1, 3, 0, 4).unbind(0)
-    context = nn.functional.scaled_dot_product_attention(query, key, value).mean(0)
-    return nn.functional.linear(context.transpose(0, 1).reshape(n, d), w_out, b_out)
 
 
 def parts(module: nn.Module) -> tuple[list[str], str] | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from crane_kernels import checks, dispatch, extension
 from crane_kernels.dispatch import Implementation
 from crane_kernels.modality_attention import cpp, reference
+from crane_kernels.triton_support import autocast
 
 AXES = ("modalities", "items")
 
@@ -34,8 +35,8 @@ def modality_attention(
     The weights are that module's own, by its own names. Along the axis ``"modalities"`` the tokens of a row attend to
     each other and rows are independent (``batch_first=True``). Along ``"items"`` the N rows attend to each other and
     modalities are independent (``batch_first=False``), in O(N) memory and O(N^2) time. The mean over the M tokens
-    follows in both. Differentiable in ``tokens`` and the weights. Under autocast the weights are taken in the dtype
-    of ``tokens``.
+    follows in both. Differentiable in ``tokens`` and the weights. Under autocast all are taken in its dtype, as
+    ``torch.nn.functional.linear`` takes them.
 
     Args:
         tokens: (N, M, d), floating point; N may be zero.
@@ -60,10 +61,8 @@ def modality_attention(
         raise ValueError(
             f"tokens: found shape {tuple(tokens.shape)}, expected at least one token of width at least one"
         )
-    if torch.is_autocast_enabled(tokens.device.type):
-        in_proj_weight, out_proj_weight = in_proj_weight.to(tokens.dtype), out_proj_weight.to(tokens.dtype)
-        in_proj_bias = None if in_proj_bias is None else in_proj_bias.to(tokens.dtype)
-        out_proj_bias = None if out_proj_bias is None else out_proj_bias.to(tokens.dtype)
+    tokens, in_proj_weight, out_proj_weight = autocast(tokens, in_proj_weight, out_proj_weight)
+    in_proj_bias, out_proj_bias = (x if x is None else autocast(x)[0] for x in (in_proj_bias, out_proj_bias))
     checks.beside("in_proj_weight", in_proj_weight, (3 * d, d), tokens, "tokens")
     checks.beside("out_proj_weight", out_proj_weight, (d, d), tokens, "tokens")
     if in_proj_bias is not None:
