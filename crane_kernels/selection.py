@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+TIED_ENTRIES = 2**21  # scores of rows with ties at a time: they take several times their memory
 
 
 def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -20,8 +23,8 @@ def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k < n:
         open_ends = (values[:, k - 1] == values[:, k]).nonzero()[:, 0]
         values, columns = values[:, :k], columns[:, :k]
-        if open_ends.numel():
-            columns = columns.index_copy(0, open_ends, _break_ties(scores[open_ends], values[open_ends, -1:], k))
+        for rows in torch.split(open_ends, max(1, TIED_ENTRIES // n)):
+            columns[rows] = _break_ties(scores[rows], values[rows, -1:], k)
     columns = columns.sort(dim=1).values
     values, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
     return values, columns.gather(1, order)

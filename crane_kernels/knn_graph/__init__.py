@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from crane_kernels import checks, dispatch
+from crane_kernels import checks, dispatch, extension
 from crane_kernels.dispatch import Implementation
 from crane_kernels.graph import Graph
-from crane_kernels.knn_graph import reference
+from crane_kernels.knn_graph import cpp, reference
 
-dispatch.register("knn_graph", Implementation("reference", reference.knn_graph))
+dispatch.register(
+    "knn_graph",
+    Implementation("cpp", cpp.knn_graph, missing=extension.missing, refuses=cpp.refuses),
+    Implementation("reference", reference.knn_graph),
+)
 
 
 def knn_graph(features: Tensor, k: int, *, implementation: str | None = None) -> Graph:
@@ -18,6 +22,7 @@ def knn_graph(features: Tensor, k: int, *, implementation: str | None = None) ->
     Ties go to the lowest index, without exception: where more than k rows point in exactly the same direction, those
     of lowest index are everybody's neighbours, and a row among them need not be its own. An all-zero row has no
     direction: it has only itself, and is no other row's neighbour. Where fewer than k rows can be neighbours, all are.
+    Exact, in memory of I * d int32 and some 300 MB beyond ``features``.
 
     Args:
         features: (I, d), floating point, finite.

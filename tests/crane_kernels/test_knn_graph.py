@@ -2,13 +2,24 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from crane_kernels import knn_graph
-from crane_kernels.knn_graph import reference
+from crane_kernels import dispatch, extension, knn_graph
+from crane_kernels.knn_graph import cpp, reference
+
+
+@pytest.fixture(params=["reference", "cpp"])
+def implementation(request):
+    """Each implementation in turn."""
+    reason = extension.missing() if request.param == "cpp" else None
+    if reason is not None:
+        pytest.skip(reason)
+    return request.param
 
 
 def neighbours(graph):
@@ -26,9 +37,9 @@ def by_sorting(features, k):
 
 @pytest.mark.parametrize(("n", "d", "k"), [(1, 1, 1), (5, 3, 2), (60, 7, 10), (130, 1, 4), (90, 16, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equals_a_sort(n, d, k, dtype):
+def test_equals_a_sort(n, d, k, dtype, implementation):
     features = torch.randn(n, d, generator=torch.Generator().manual_seed(3), dtype=dtype)
-    graph = knn_graph(features, k)
+    graph = knn_graph(features, k, implementation=implementation)
     assert graph.shape == (n, n)
     assert graph.col.dtype == torch.int32
     assert graph.value.dtype == torch.float32
@@ -42,7 +53,7 @@ def test_ties_go_to_the_lowest_index():
 
 
 @pytest.mark.parametrize("copies", [2, 9, 40])
-def test_copies_of_a_row_tie_exactly_wherever_they_stand(copies):
+def test_copies_of_a_row_tie_exactly_wherever_they_stand(copies, implementation):
     distinct = torch.randn(11, 129, generator=torch.Generator().manual_seed(0))
     features = distinct.repeat(copies, 1)
     expected = []
@@ -51,7 +62,67 @@ def test_copies_of_a_row_tie_exactly_wherever_they_stand(copies):
         order = (unit @ unit[i % 11]).argsort(descending=True).tolist()
         ranked = [original + 11 * copy for original in order for copy in range(copies)]
         expected.append(sorted(ranked[:5]))
-    assert neighbours(knn_graph(features, 5)) == expected
+    assert neighbours(knn_graph(features, 5, implementation=implementation)) == expected
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-8, 1e-7, 1e-6, 0.1])
+def test_cosines_that_float32_cannot_tell_apart(apart, monkeypatch):
+    """Groups of rows in nearly one direction: exact cosines decide, where need be those of all rows."""
+    if extension.missing() is not None:
+        pytest.skip(extension.missing())
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(12, 40, generator=generator, dtype=torch.float64)
+    features = centres.repeat_interleave(30, 0) + apart * torch.randn(360, 40, generator=generator, dtype=torch.float64)
+    asked = []
+    nearest = reference.nearest
+    expected = knn_graph(features, 10, implementation="reference")
+    monkeypatch.setattr(reference, "nearest", lambda *a: asked.append(len(a[2])) or nearest(*a))
+    found = knn_graph(features, 10, implementation="cpp")
+    assert torch.equal(found.col, expected.col)
+    assert asked == [360 if apart < 0.1 else 0]
+
+
+@pytest.mark.parametrize("zeros", [0, 7])
+def test_both_implementations_agree(zeros):
+    features = torch.randn(900, 64, generator=torch.Generator().manual_seed(0))
+    features[:: 900 // zeros if zeros else 901] = 0
+    reason = extension.missing() or cpp.refuses(features, 10)
+    assert (dispatch.choose("knn_graph", None, features, 10).implementation.name == "cpp") == (reason is None)
+    expected = knn_graph(features, 10, implementation="reference")
+    found = knn_graph(features, 10)
+    assert torch.equal(found.rowptr, expected.rowptr)
+    assert torch.equal(found.col, expected.col)
+
+
+def test_wide_features_go_to_the_reference():
+    assert dispatch.choose("knn_graph", None, torch.zeros(3, 513), 2).implementation.name == "reference"
+    with pytest.raises(RuntimeError, match=r"features has width 513, above 512|not built"):
+        knn_graph(torch.ones(3, 513), 2, implementation="cpp")
+
+
+MEMORY = """
+import ctypes, re, torch
+from pathlib import Path
+from crane_kernels import knn_graph
+from crane_kernels.knn_graph import reference
+def status(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+reference.BLOCK_ENTRIES, reference.CHUNK_ENTRIES = 2**17, 2**20
+features = torch.randn(500, 65536)
+knn_graph(features[:20], 10)
+ctypes.CDLL(None).malloc_trim(0)
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+knn_graph(features, 10)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is Linux's to tell")
+def test_memory_is_that_of_the_features_in_int32_and_of_blocks():
+    done = subprocess.run([sys.executable, "-P", "-c", MEMORY], capture_output=True, text=True, check=True)
+    features, blocks, of_blas = 4 * 500 * 65536, 8 * (2**17 + 2 * 2**20), 2**26
+    assert int(done.stdout) < features + blocks + of_blas < 2 * features  # what a float64 copy alone would take
 
 
 def test_zero_rows_have_only_themselves_and_are_nobodys_neighbours():
@@ -72,12 +143,13 @@ def test_no_rows():
     assert knn_graph(torch.zeros(0, 4), 3).shape == (0, 0)
 
 
-def test_blocks_change_nothing(monkeypatch):
+def test_blocks_change_nothing(monkeypatch, implementation):
     features = torch.randint(-2, 3, (50, 3), generator=torch.Generator().manual_seed(0)).float()
-    whole = knn_graph(features, 6)
-    for entries in (1, 50, 333):
+    whole = knn_graph(features, 6, implementation="reference")
+    for entries, chunk in ((1, 1), (50, 100), (333, 10**6)):
         monkeypatch.setattr(reference, "BLOCK_ENTRIES", entries)
-        parts = knn_graph(features, 6)
+        monkeypatch.setattr(reference, "CHUNK_ENTRIES", chunk)
+        parts = knn_graph(features, 6, implementation=implementation)
         assert torch.equal(parts.rowptr, whole.rowptr)
         assert torch.equal(parts.col, whole.col)
 
