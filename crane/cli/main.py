@@ -67,6 +67,7 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     train.add_argument("--data", metavar="PATH", help="a folder or file of interactions, or 'demo', a generated set")
     train.add_argument("--model", metavar="NAME", help="crane (default), lightgcn, freedom or vbpr")
     train.add_argument("--config", metavar="FILE", help="settings in YAML")
+    train.add_argument("--mmrec", metavar="DIR", help="settings from the configs of an MMRec folder")
     _add_set(train)
     train.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default 0)")
     train.add_argument("--output", metavar="DIR", help="run folder (default runs/MODEL-DATA-TIME)")

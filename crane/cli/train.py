@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from crane import mmrec
 from crane.cli.errors import UserError, user_errors
 from crane.cli.tables import metrics_table
 from crane.config import RunConfig, merge, read_yaml
@@ -65,9 +66,8 @@ def _new(arguments: argparse.Namespace, console: Console) -> Trainer:
 
 def _resumed(arguments: argparse.Namespace, console: Console) -> Trainer:
     """A trainer that continues where the run's last checkpoint is, with as many threads as the run began with."""
-    given = [
-        f"--{name}" for name in ("data", "model", "config", "seed", "output") if getattr(arguments, name) is not None
-    ]
+    names = ("data", "model", "config", "mmrec", "seed", "output")
+    given = [f"--{name}" for name in names if getattr(arguments, name) is not None]
     given += ["--set"] if arguments.settings else []
     if given:
         raise UserError(f"--resume continues a run with its own settings, so {given[0]} cannot be given with it")
@@ -85,7 +85,6 @@ def _resumed(arguments: argparse.Namespace, console: Console) -> Trainer:
 
 def _configuration(arguments: argparse.Namespace) -> RunConfig:
     """The file's settings, under the arguments, under ``--set``; the data's path made absolute."""
-    mapping: dict[str, Any] = {} if arguments.config is None else read_yaml(Path(arguments.config))
     given = (
         ("model", arguments.model),
         ("seed", arguments.seed),
@@ -93,7 +92,13 @@ def _configuration(arguments: argparse.Namespace) -> RunConfig:
         ("training.threads", arguments.threads),
     )
     settings = [f"{key}={value}" for key, value in given if value is not None]
-    mapping = merge(mapping, [*settings, *chain.from_iterable(arguments.settings)])
+    settings += chain.from_iterable(arguments.settings)
+    if arguments.mmrec is not None:
+        mapping = _of_mmrec(arguments, settings)
+        settings = [setting for setting in settings if setting != f"data.path={arguments.data}"]
+    else:
+        mapping = {} if arguments.config is None else read_yaml(Path(arguments.config))
+    mapping = merge(mapping, settings)
     data = mapping.get("data")
     if not isinstance(data, dict) or "path" not in data:
         raise ValueError("there is no data set to train on: give --data demo, or --data and the path of your own")
@@ -102,6 +107,17 @@ def _configuration(arguments: argparse.Namespace) -> RunConfig:
         return config
     path = str(Path(config.data.path).expanduser().resolve())
     return dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+
+
+def _of_mmrec(arguments: argparse.Namespace, settings: list[str]) -> dict[str, Any]:
+    """The settings in MMRec's files; says which of them have no meaning here."""
+    if arguments.config is not None:
+        raise ValueError("--mmrec and --config both name files of settings, expected one of them")
+    names = frozenset(setting.partition("=")[0].strip() for setting in settings)
+    found = mmrec.read(Path(arguments.mmrec), arguments.model or "crane", arguments.data, names)
+    if found.unused:
+        print(f"settings of MMRec without a meaning here: {', '.join(found.unused)}", file=sys.stderr)
+    return found.mapping
 
 
 def _headline(trainer: Trainer) -> str:

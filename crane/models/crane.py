@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from crane.config import check_above, check_at_least, check_between
 from crane.data import Dataset
+from crane.models.attention import AttentionFusion
 from crane.models.base import GraphRecommender, Loss, embedding_table
 from crane.models.batch import Batch
 from crane.models.features import FeatureProjection, item_features, semantic_graph
@@ -29,6 +30,11 @@ class CRANEConfig:
         neighbours: nearest items, itself included, that each modality connects an item to in the semantic graph; 0
             switches the semantic graph off.
         image_weight: the image's share in the semantic graph; the other modalities share the rest.
+        semantic_layers: layers of the semantic graph.
+        attention: ``recursive``, the paper's cross-modal attention; or multi-head attention over an item's
+            ``modalities`` or over all ``items``, as in the released code. Those put the fused features in the place of
+            the item embeddings that travel over the semantic graph, and need ``recursions`` 0.
+        heads: of the multi-head attention, a divisor of ``dim``.
         profile_weight: weight of the users' semantic profiles beside their behaviour embeddings; 0 switches user
             profiles off, and with them refined features, which then have nothing to be compared with.
         recursions: recursions R of the cross-modal attention; 0 switches it off.
@@ -45,6 +51,9 @@ class CRANEConfig:
     edge_keep: float = 0.2
     neighbours: int = 10
     image_weight: float = 0.2
+    semantic_layers: int = 1
+    attention: Literal["recursive", "modalities", "items"] = "recursive"
+    heads: int = 4
     profile_weight: float = 4.0
     recursions: int = 2
     feature_weight: float = 2.0
@@ -55,8 +64,9 @@ class CRANEConfig:
     l2: float = 5e-3
 
     def __post_init__(self) -> None:
-        check_at_least("dim", self.dim, 1)
-        for name in ("layers", "neighbours", "recursions"):
+        for name in ("dim", "heads"):
+            check_at_least(name, getattr(self, name), 1)
+        for name in ("layers", "neighbours", "semantic_layers", "recursions"):
             check_at_least(name, getattr(self, name), 0)
         for name in ("profile_weight", "feature_weight", "contrastive_weight", "l2"):
             check_at_least(name, getattr(self, name), 0)
@@ -64,6 +74,11 @@ class CRANEConfig:
             check_above(name, getattr(self, name), 0)
         check_between("edge_keep", self.edge_keep, 0, 1)
         check_between("image_weight", self.image_weight, 0, 1)
+        if self.attention != "recursive":
+            if self.recursions:
+                raise ValueError(f"recursions must be 0 with attention {self.attention!r}, found {self.recursions}")
+            if self.dim % self.heads:
+                raise ValueError(f"heads must be a divisor of dim, {self.dim}, found {self.heads}")
 
 
 class Refinement(nn.Module):
@@ -142,7 +157,8 @@ class CRANE(GraphRecommender):
     With E the initial embeddings, S the semantic graph and P the users' profiles (means over their items):
 
     - behaviour: mean of E, Â E, ..., Â^L E over the pruned user-item graph;
-    - semantic: S E_item for items, P S E_item for users;
+    - semantic: S E_item for items, P S E_item for users (in the place of E_item the features that multi-head attention
+      has fused, where ``attention`` says so);
     - refined: features of users and items after recursive cross-modal attention, as unit vectors z.
 
     score(u, i) = <behaviour_u + w_p semantic_u, behaviour_i + semantic_i> + w_f <z_u, z_i>. Features thus decide along
@@ -163,10 +179,16 @@ class CRANE(GraphRecommender):
 
     def __init__(self, dataset: Dataset, config: CRANEConfig, generator: torch.Generator) -> None:
         super().__init__(dataset, config, generator, dim=config.dim, edge_keep=config.edge_keep)
-        self.item_graph = semantic_graph(item_features(dataset, "CRANE"), config.neighbours, config.image_weight)
+        features = item_features(dataset, "CRANE")
+        self.item_graph = semantic_graph(features, config.neighbours, config.image_weight)
         self.profiles = Profiles(self.interactions)
         refines = config.feature_weight > 0 and config.profile_weight > 0
         self.refinement: Refinement | None = Refinement(dataset, config, generator) if refines else None
+        self.fusion: AttentionFusion | None = None
+        if config.attention != "recursive":
+            self.fusion = AttentionFusion(
+                features, config.dim, config.heads, config.attention, generator, trainable=config.trainable_features
+            )
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Loss:
         batch, initial = Batch.of(users, positives, negatives, self.n_users), self.initial()
@@ -189,14 +211,17 @@ class CRANE(GraphRecommender):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [{"params": [self.user_embedding, self.item_embedding]}]
-        if self.refinement is not None:
-            # Adam moves weights that all rows share much faster than the embedding of one user or item.
-            groups.append({"params": list(self.refinement.parameters()), "lr_scale": self.config.feature_lr_scale})
+        parts = [part for part in (self.refinement, self.fusion) if part is not None]
+        # Adam moves weights that all rows share much faster than the embedding of one user or item.
+        groups += [{"params": list(part.parameters()), "lr_scale": self.config.feature_lr_scale} for part in parts]
         return groups
 
     def _semantic(self, profiles: Graph, rows: Tensor | None = None) -> Tensor:
         """Semantic embeddings of all nodes or of ``rows``, (n, d); a user's is weighted w_p."""
-        semantic = spmm(profiles, spmm(self.item_graph, self.item_embedding), rows)
+        items = self.item_embedding if self.fusion is None else self.fusion()
+        for _ in range(self.config.semantic_layers):
+            items = spmm(self.item_graph, items)
+        semantic = spmm(profiles, items, rows)
         nodes = torch.arange(len(semantic), device=semantic.device) if rows is None else rows
         weight = torch.where(nodes < self.n_users, self.config.profile_weight, 1.0).to(semantic.dtype)
         return weight[:, None] * semantic

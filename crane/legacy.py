@@ -1,0 +1,132 @@
+"""Models that the authors' released code of CRANE trained, as :class:`crane.CRANE`.
+
+The released code differs from the paper: no recursion, no user profiles, no contrastive loss. It projects trainable raw
+features twice, fuses them by one ``nn.MultiheadAttention``, and adds what the item graph makes of them to the items'
+behaviour embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crane.data import Dataset
+from crane.models import CRANE
+from crane.models.crane import CRANEConfig
+from crane.models.features import IMAGE_NAMES
+
+SETTINGS: dict[str, Any] = {
+    "attention": "items",
+    "recursions": 0,
+    "profile_weight": 0.0,
+    "contrastive_weight": 0.0,
+    "edge_keep": 1.0,
+    "image_weight": 0.1,
+    "feature_lr_scale": 1.0,
+    "trainable_features": True,
+}
+"""Settings of :class:`crane.models.crane.CRANEConfig` with which CRANE is the released code's model."""
+
+_ATTENTION = "cross_modal_attention.attention."
+# Theirs: the parameters of a modality, and what they are here. Weights of linear layers are transposed here.
+_OF_MODALITY = {
+    "image": ("image_embedding", "image_trs", "cross_modal_attention.visual_proj"),
+    "text": ("text_embedding", "text_trs", "cross_modal_attention.textual_proj"),
+}
+
+
+def from_state_dict(state: Mapping[str, Tensor], dataset: Dataset, **settings: Any) -> CRANE:
+    """The model of a state dict of the released code: the same scores, and what training needs to continue.
+
+    Users and items are found by their ids, which are row numbers in that code. The item graph is made from the data
+    set's features, as that code makes it before training.
+
+    Args:
+        state: ``model.state_dict()`` of the released ``CRANE``.
+        dataset: the data that it was trained on, with one image and one other modality.
+        **settings: of :class:`crane.models.crane.CRANEConfig`, over :data:`SETTINGS`; those of the scores are
+            ``attention`` (``"items"`` or ``"modalities"``, what its attention ran over), ``layers``,
+            ``semantic_layers``, ``neighbours``, ``image_weight`` and ``heads``.
+
+    Raises:
+        TypeError: a setting does not exist.
+        ValueError: a parameter is missing, not known or of the wrong shape, or the data set does not fit.
+    """
+    expected = _expected_names()
+    for name in expected:
+        if name not in state:
+            raise ValueError(f"state: found no {name}, expected the parameters of the released CRANE")
+    for name in state:
+        if name not in expected:
+            raise ValueError(f"state: found {name}, which the released CRANE does not have")
+    dim = state["user_embedding.weight"].shape[1]
+    given = {"dim": dim, **SETTINGS, **settings}
+    unknown = given.keys() - {field.name for field in fields(CRANEConfig)}
+    if unknown:
+        raise TypeError(f"settings: found {min(unknown)}, which CRANE does not have")
+    model = CRANE(dataset, CRANEConfig(**given), torch.Generator().manual_seed(0))
+    if model.fusion is None:
+        raise ValueError("attention: found 'recursive', expected 'items' or 'modalities'")
+    model.load_state_dict(_converted(state, dataset, model.state_dict()))
+    return model
+
+
+def _expected_names() -> set[str]:
+    names = {"user_embedding.weight", "item_id_embedding.weight"}
+    for raw, *linears in _OF_MODALITY.values():
+        names |= {f"{raw}.weight", *(f"{linear}.{kind}" for linear in linears for kind in ("weight", "bias"))}
+    return names | {
+        _ATTENTION + name for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+    }
+
+
+def _converted(state: Mapping[str, Tensor], dataset: Dataset, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state by this package's names, in the shapes of ``like``."""
+    users = _rows("user", dataset.user_ids, state["user_embedding.weight"])
+    items = _rows("item", dataset.item_ids, state["item_id_embedding.weight"])
+    found: dict[str, Tensor] = {
+        "user_embedding": state["user_embedding.weight"][users],
+        "item_embedding": state["item_id_embedding.weight"][items],
+    }
+    for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"):
+        found[f"fusion.attention.{name}"] = state[_ATTENTION + name]
+    dim = like["user_embedding"].shape[1]
+    weights, biases = [], []
+    for m, modality in enumerate(_modalities(dataset)):
+        raw, projection, token = _OF_MODALITY[modality]
+        if f"fusion.projection.raw_{m}" in like:
+            found[f"fusion.projection.raw_{m}"] = state[f"{raw}.weight"][items]
+        found[f"fusion.projection.weight_{m}"] = state[f"{projection}.weight"].T
+        found[f"fusion.projection.bias_{m}"] = state[f"{projection}.bias"]
+        weights.append(_of_shape(f"{token}.weight", state[f"{token}.weight"], (dim, dim)).T)
+        biases.append(_of_shape(f"{token}.bias", state[f"{token}.bias"], (dim,))[None])
+    found["fusion.w_token"], found["fusion.b_token"] = torch.stack(weights), torch.stack(biases)
+    return {name: _of_shape(name, tensor, tuple(like[name].shape)) for name, tensor in found.items()}
+
+
+def _of_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"state: found shape {tuple(tensor.shape)} for {name}, expected {shape}")
+    return tensor
+
+
+def _rows(what: str, ids: np.ndarray, table: Tensor) -> Tensor:
+    """The rows of ``table`` that belong to ``ids``: ids that are numbers are the rows themselves."""
+    rows = ids if ids.dtype.kind == "i" else np.arange(len(ids))
+    if int(rows.max(initial=-1)) >= len(table):
+        raise ValueError(f"dataset: found {what} {rows.max()}, expected ids below {len(table)}, the rows in the state")
+    return torch.from_numpy(np.asarray(rows, dtype=np.int64))
+
+
+def _modalities(dataset: Dataset) -> list[str]:
+    """For each modality of the data set, whether it is the image or the text."""
+    found = ["image" if name in IMAGE_NAMES else "text" for name in dataset.features]
+    if sorted(found) != ["image", "text"]:
+        names = ", ".join(dataset.features) or "none"
+        raise ValueError(f"dataset: found the modalities {names}, expected an image and one other")
+    return found
