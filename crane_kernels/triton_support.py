@@ -128,11 +128,16 @@ class Kernel:
 KERNELS: list[Kernel] = []
 
 
-def config(num_warps: int, num_stages: int = 2, **constants: int) -> Any:
-    """A way to compile a kernel: its own constants, the warps of a program and the stages of a pipelined loop."""
+def config(num_warps: int, num_stages: int = 2, maxnreg: int | None = None, **constants: int) -> Any:
+    """A way to compile a kernel: its own constants, the warps of a program and the stages of a pipelined loop.
+
+    ``maxnreg``: registers that a thread may have on NVIDIA's chips, where their compiler would rather spill than use
+    them all.
+    """
     from triton import Config
 
-    return Config(constants, num_warps=num_warps, num_stages=num_stages)
+    most = None if torch.version.hip else maxnreg  # no option of AMD's compiler
+    return Config(constants, num_warps=num_warps, num_stages=num_stages, maxnreg=most)
 
 
 def kernel(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from crane_kernels import checks, dispatch
+from crane_kernels import checks, dispatch, triton_support
 from crane_kernels.bpr_loss import reference
 from crane_kernels.dispatch import Implementation
 
-dispatch.register("bpr_loss", Implementation("reference", reference.bpr_loss))
+dispatch.register(
+    "bpr_loss",
+    triton_support.implementation("crane_kernels.bpr_loss.triton", "bpr_loss"),
+    Implementation("reference", reference.bpr_loss),
+)
 
 
 def bpr_loss(
@@ -23,7 +27,7 @@ def bpr_loss(
     """Bayesian personalised ranking (Rendle et al. 2009): mean of -log sigmoid(<u, p> - <u, n>) over B triples.
 
     Differentiable in ``user`` and ``item``; the gradient of rows that occur more than once is the same bits every run
-    on the CPU.
+    on the CPU and by the Triton kernels, which compute in the dtype of ``user`` under autocast too.
 
     Args:
         user: (U, d), floating point.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from crane_kernels import checks, dispatch, extension
+from crane_kernels import checks, dispatch, extension, triton_support
 from crane_kernels.dispatch import Implementation
 from crane_kernels.graph import Graph
 from crane_kernels.masked_topk import cpp, reference
 
 dispatch.register(
     "masked_topk",
+    triton_support.implementation("crane_kernels.masked_topk.triton", "masked_topk"),
     Implementation("cpp", cpp.masked_topk, missing=extension.missing, refuses=cpp.refuses),
     Implementation("reference", reference.masked_topk),
 )
