@@ -119,9 +119,14 @@ def labels(name: str, x: object, n_rows: int, device: torch.device, what: str) -
 def finite_rows(name: str, x: Tensor) -> None:
     """Check that ``x`` (n, d) holds neither NaN nor infinities.
 
+    While torch.compile traces the call, the check becomes part of its graph: a RuntimeError when that runs.
+
     Raises:
         ValueError: it does; the first such row is named.
     """
+    if torch.compiler.is_compiling():
+        torch._assert_async(torch.isfinite(x).all(), f"{name}: found NaN or infinity, expected finite numbers")
+        return
     # NaN and infinities show in the bounds: no mask of the size of x.
     if x.numel() and not all(bool(bound.isfinite()) for bound in x.detach().aminmax()):
         row = int((~torch.isfinite(x)).any(1).nonzero()[0])

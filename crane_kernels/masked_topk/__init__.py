@@ -38,7 +38,7 @@ def masked_topk(
     Raises:
         TypeError: a wrong dtype, or ``seen`` is no Graph, or ``k`` is no int.
         ValueError: a wrong shape or device, NaN or infinity in ``user`` or ``item``, or ``k`` less than 1.
-        RuntimeError: the requested implementation cannot serve the call.
+        RuntimeError: the requested implementation cannot serve the call; or NaN or infinity, under torch.compile.
     """
     n_users, d = checks.matrix("user", user).shape
     n_items = checks.matrix("item", item).shape[0]

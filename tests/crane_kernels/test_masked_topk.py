@@ -129,3 +129,14 @@ def test_refusals(change, error, text):
     arguments = {"user": torch.zeros(2, 2), "item": torch.zeros(4, 2), "seen": None, "k": 2}
     with pytest.raises(error, match=text):
         masked_topk(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiles_without_graph_breaks(masked):
+    user, item = tables(9, 20, 4)
+    seen = random_graph(9, 20, 0.3) if masked else None
+    compiled = torch.compile(lambda u, i: masked_topk(u, i, seen, 3), fullgraph=True, backend="aot_eager")
+    assert all(map(torch.equal, compiled(user, item), masked_topk(user, item, seen, 3)))
+    user[2, 1] = math.nan
+    with pytest.raises(RuntimeError, match="user: found NaN or infinity"):
+        compiled(user, item)

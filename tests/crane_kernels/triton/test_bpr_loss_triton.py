@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -49,9 +50,9 @@ def test_equals_the_reference(n_users, n_items, width, batch, dtype, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_hubs_and_rows_that_do_not_occur(dtype, device):
-    """One user and one item in all of 600 triples; the gradient is the same bits every time."""
+    """One user and one item in all of 150 triples; the gradient is the same bits every time."""
     leaves = tables(5, 6, 24, dtype, device)
-    users, positives, negatives = triples(5, 6, 600, device)
+    users, positives, negatives = triples(5, 6, 150, device)
     index = [torch.full_like(users, 3), torch.full_like(positives, 5), negatives.clamp(max=4)]
     compare(leaves, index)
     first, again = (torch.autograd.grad(by_triton(*leaves, *index), leaves) for _ in range(2))
@@ -102,12 +103,14 @@ def test_strided_tables_and_int32_indices(device):
     compare([leaf.requires_grad_() for leaf in strided], small)
 
 
-def test_forward_reads_each_row_once(device, counting):
-    leaves, index = tables(6, 4, 20, torch.float16, device), triples(6, 4, 50, device)
-    with counted() as traffic:
-        by_triton(*leaves, *index)
-    assert traffic.loaded == {"bpr_loss_fwd_kernel": 50 * (3 * 2 * 20 + 3 * 8)}
-    assert traffic.stored == {"bpr_loss_fwd_kernel": 4 * 50 + 4 * 4}
+def test_forward_moves_the_bytes_it_says(device, counting):
+    for dtype, size, width in ((torch.float16, 2, 20), (torch.float32, 4, 130)):
+        leaves, index = tables(6, 4, width, dtype, device), triples(6, 4, 50, device)
+        with counted() as traffic:
+            by_triton(*leaves, *index)
+        assert traffic.loaded == {"bpr_loss_fwd_kernel": 50 * (3 * size * width + 3 * 8)}
+        assert traffic.stored == {"bpr_loss_fwd_kernel": 4 * 50 + 4 * -(-50 // kernels.block(width))}
+        assert traffic.launches == {"bpr_loss_fwd_kernel": 1}
 
 
 def test_operator_is_registered_as_torch_demands(device):
@@ -117,7 +120,8 @@ def test_operator_is_registered_as_torch_demands(device):
 
 def test_compiles_without_graph_breaks(device):
     leaves, index = tables(6, 4, 5, torch.float32, device), triples(6, 4, 9, device)
-    compiled = torch.compile(by_triton, fullgraph=True, backend="aot_eager")
+    public = partial(bpr_loss, implementation="triton")
+    compiled = torch.compile(public, fullgraph=True, backend="aot_eager")
     eager = value_and_gradients(lambda *tensors: by_triton(*tensors, *index), leaves)
     with torch.autocast(device, torch.bfloat16):
         found = value_and_gradients(lambda *tensors: compiled(*tensors, *index), leaves)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from comparison import assert_as_good_as_plain
 from interpreter import counted, tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -40,13 +42,11 @@ def compare(user: torch.Tensor, item: torch.Tensor, seen: Graph | None, k: int) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("n_users", "n_items", "width"), [(1, 1, 16), (17, 7, 3), (40, 150, 33), (18, 90, 256)])
-@pytest.mark.parametrize("density", [0.0, 0.3, 0.95])
-def test_equals_the_reference(n_users, n_items, width, density, dtype, device):
+@pytest.mark.parametrize(("n_users", "n_items", "width"), [(1, 1, 16), (17, 7, 3), (35, 70, 33), (18, 50, 256)])
+def test_equals_the_reference(n_users, n_items, width, dtype, device):
     user, item = tables(n_users, n_items, width, dtype, device)
-    seen = random_graph(n_users, n_items, density, device)
-    for k in (1, 20):
-        compare(user, item, seen, k)
+    for density, k in ((0.0, 5), (0.3, 1), (0.3, 20), (0.95, 4)):
+        compare(user, item, random_graph(n_users, n_items, density, device), k)
 
 
 def test_more_wanted_than_there_are(device):
@@ -71,20 +71,20 @@ def test_no_users_or_no_items(n_users, n_items, device):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_random_scores(dtype, device):
+    """Scores and the exact scores of the chosen items are as near the best exact scores as plain PyTorch's."""
     generator = torch.Generator().manual_seed(5)
-    user, item = (torch.randn(n, 64, generator=generator).to(device, dtype) for n in (35, 220))
-    seen = random_graph(35, 220, 0.2, device)
-    scores, indices = masked_topk(user, item, seen, 20, implementation="triton")
+    user, item = (torch.randn(n, 64, generator=generator).to(device, dtype) for n in (20, 100))
+    seen = random_graph(20, 100, 0.2, device)
     exact = user.double() @ item.double().T
     exact[seen.to_dense().bool()] = -math.inf
-    best = exact.sort(dim=1, descending=True).values[:, :20]
-    rounding = 8 * torch.finfo(dtype).eps * best[best.isfinite()].abs().max()
-    torch.testing.assert_close(scores.double(), best, rtol=0, atol=float(rounding))
-    kept = indices >= 0
-    assert torch.equal(kept, best.isfinite())
-    torch.testing.assert_close(
-        scores.double()[kept], exact.gather(1, indices.clamp_min(0))[kept], rtol=0, atol=float(rounding)
-    )
+    best = exact.sort(dim=1, descending=True).values[:, :15]
+    kept = best.isfinite()
+    scores, indices = masked_topk(user, item, seen, 15, implementation="triton")
+    plain, _ = masked_topk(user, item, seen, 15, implementation="reference")
+    assert torch.equal(indices >= 0, kept)
+    chosen = exact.gather(1, indices.clamp_min(0))[kept].to(dtype)
+    assert_as_good_as_plain([scores[kept]], [plain[kept]], [best[kept]], ["scores"])
+    assert_as_good_as_plain([chosen], [plain[kept]], [best[kept]], ["exact scores of the chosen"])
 
 
 def test_scores_that_overflow_half_precision(device):
@@ -139,5 +139,7 @@ def test_operator_is_registered_as_torch_demands(device):
 
 def test_compiles_without_graph_breaks(device):
     user, item = tables(9, 20, 4, torch.float32, device)
-    compiled = torch.compile(lambda u, i: kernels.masked_topk(u, i, None, 3), fullgraph=True, backend="aot_eager")
-    assert all(map(torch.equal, compiled(user, item), kernels.masked_topk(user, item, None, 3)))
+    for seen in (None, random_graph(9, 20, 0.3, device)):
+        ranked = partial(masked_topk, seen=seen, k=3, implementation="triton")
+        compiled = torch.compile(ranked, fullgraph=True, backend="aot_eager")
+        assert all(map(torch.equal, compiled(user, item), ranked(user, item)))
