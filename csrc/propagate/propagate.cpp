@@ -2,8 +2,9 @@
 // sum over layers is kept.
 //
 // For some rows R_0 only, layer L is needed at R_0, layer L - 1 at the columns R_1 that R_0 has edges to, and so on.
-// Layers on the way hold those rows alone, side by side. The transpose runs the other way: what reaches a layer's rows
-// goes to the columns they have edges to.
+// The transpose runs the other way: its first layer is zero but at R_0, the next but at R_0 and R_1. Layers on the way
+// hold those rows alone, side by side, until they have most of the edges: from there on all rows cost less than
+// choosing. Either way a row is summed in the same order, so that its bits are those of the product for all rows.
 #include "propagate/propagate.h"
 
 #include <cstring>
@@ -40,75 +41,137 @@ Tensor propagate_all(const Csr& a, const Tensor& x, int64_t layers) {
   return result;
 }
 
-// The rows that are needed of each layer: R_0, R_1, ..., as many as there are layers.
 template <typename Index>
-std::vector<RowSet<Index>> needed_rows(const Csr& a, const std::vector<int64_t>& list, int64_t layers) {
-  std::vector<RowSet<Index>> sets;
+using Sets = std::vector<RowSet<Index>>;
+
+// Whether a product for these rows alone, which looks up each edge, is worth it beside one for all rows.
+bool few(const Csr& a, const std::vector<int64_t>& rows) {
+  const int64_t* rowptr = a.pointers();
+  int64_t n_edges = 0;
+  for (int64_t row : rows) n_edges += rowptr[row + 1] - rowptr[row];
+  return 4 * n_edges < 3 * a.col.size(0);
+}
+
+// R_0 = the rows of the list, and R_1, ..., where each has the columns that the one before has edges to, and R_0 too if
+// `along`: at most `most` of them, those after R_0 only while they have few of the edges.
+template <typename Index>
+Sets<Index> reached_rows(const Csr& a, const std::vector<int64_t>& list, int64_t most, bool along) {
+  Sets<Index> sets;
   sets.emplace_back(mask_of(list, a.n_rows));
-  for (int64_t step = 1; step < layers; ++step) {
-    Mask mask(a.n_rows);
+  while (static_cast<int64_t>(sets.size()) < most && few(a, sets.back().rows)) {
+    Mask mask = along ? mask_of(list, a.n_rows) : Mask(a.n_rows);
     mark_columns(a.pointers(), a.col.const_data_ptr<Index>(), sets.back().rows, mask);
     sets.emplace_back(mask);
   }
+  if (sets.size() > 1 && !few(a, sets.back().rows)) sets.pop_back();
   return sets;
+}
+
+// Calls f(k) for k < n, shared by torch's threads.
+template <typename F>
+void for_rows(int64_t n, const F& f) {
+  constexpr int64_t kChunk = 256;
+  parallel_tasks((n + kChunk - 1) / kChunk, [&](int64_t c) {
+    for (int64_t k = c * kChunk; k < std::min(n, (c + 1) * kChunk); ++k) f(k);
+  });
 }
 
 // to[k] = from[rows[k]] for rows of `bytes` bytes.
 void copy_rows(const char* from, int64_t stride_bytes, const std::vector<int64_t>& rows, char* to, int64_t bytes) {
-  constexpr int64_t kChunk = 256;
-  const int64_t n = static_cast<int64_t>(rows.size());
-  parallel_tasks((n + kChunk - 1) / kChunk, [&](int64_t c) {
-    for (int64_t k = c * kChunk; k < std::min(n, (c + 1) * kChunk); ++k) {
-      std::memcpy(to + k * bytes, from + rows[k] * stride_bytes, bytes);
-    }
-  });
+  for_rows(static_cast<int64_t>(rows.size()),
+           [&](int64_t k) { std::memcpy(to + k * bytes, from + rows[k] * stride_bytes, bytes); });
 }
 
+// to[rows[k]] = from[k] for rows of `bytes` bytes.
+void put_rows(const char* from, const std::vector<int64_t>& rows, char* to, int64_t bytes) {
+  for_rows(static_cast<int64_t>(rows.size()),
+           [&](int64_t k) { std::memcpy(to + rows[k] * bytes, from + k * bytes, bytes); });
+}
+
+// Layers one after the other, each of all rows or of a set's: y = base + A x, where x is the layer before, and the last
+// divided by their number.
+template <typename T, typename Index>
+class Layers {
+ public:
+  using Set = const RowSet<Index>*;  // null: all rows
+
+  // The first is x, at the rows of `at`; `count` products follow.
+  Layers(const SpmmFunctions<T, Index>& functions, const SpmmArgs<T, Index>& args, const Tensor& x, Set at,
+         int64_t count)
+      : functions_(functions), args_(args), x_(x), at_(at), left_(count), n_rows_(args.n_rows) {
+    args_.x = static_cast<const T*>(x.const_data_ptr());
+    args_.x_stride = x.stride(0);
+    last_scale_ = 1 / static_cast<Accumulator<T>>(count + 1);
+  }
+
+  // The next layer, at the rows of `to`; base_rows[k] of the base is added to its row k.
+  void next(Set to, const int64_t* base_rows) {
+    const Tensor y = new_matrix(x_, to == nullptr ? n_rows_ : to->size(), args_.width);
+    put(to, base_rows, y, nullptr);
+    x_ = y;
+    at_ = to;
+    args_.x = args_.y;
+    args_.x_stride = args_.width;
+  }
+
+  // The same, its row k to row y_rows[k] of y.
+  void put(Set to, const int64_t* base_rows, const Tensor& y, const int64_t* y_rows) {
+    args_.y = static_cast<T*>(y.mutable_data_ptr());
+    args_.y_rows = y_rows;
+    args_.n_rows = to == nullptr ? n_rows_ : to->size();
+    args_.base_rows = base_rows;
+    args_.scale = --left_ == 0 ? last_scale_ : 1;
+    const Index* position = at_ == nullptr ? nullptr : at_->position.data();
+    spmm_run(functions_, args_, {to == nullptr ? nullptr : to->rows.data(), args_.n_rows, position});
+  }
+
+  const Tensor& last() const { return x_; }
+
+ private:
+  const SpmmFunctions<T, Index>& functions_;
+  SpmmArgs<T, Index> args_;
+  Tensor x_;
+  Set at_;
+  int64_t left_, n_rows_;
+  Accumulator<T> last_scale_;
+};
+
 Tensor propagate_rows(const Csr& a, const Tensor& x, int64_t layers, const std::vector<int64_t>& list) {
-  const int64_t n_out = static_cast<int64_t>(list.size());
-  Tensor result = new_matrix(x, n_out, x.size(1));
+  Tensor result = new_matrix(x, static_cast<int64_t>(list.size()), x.size(1));
   if (result.numel() == 0) return result;
   a.visit(x, [&](const auto& functions, auto args) {
     using T = ElementOf<decltype(args)>;
     using Index = IndexOf<decltype(args)>;
-    const int64_t row_bytes = args.width * sizeof(T);
-    char* out = static_cast<char*>(result.mutable_data_ptr());
-    if (layers == 0) {
-      return copy_rows(reinterpret_cast<const char*>(args.x), args.x_stride * sizeof(T), list, out, row_bytes);
-    }
-    const std::vector<RowSet<Index>> sets = needed_rows<Index>(a, list, layers);
+    const auto copy = [&](const Tensor& from, const std::vector<int64_t>& places) {
+      copy_rows(static_cast<const char*>(from.const_data_ptr()), from.stride(0) * sizeof(T), places,
+                static_cast<char*>(result.mutable_data_ptr()), args.width * sizeof(T));
+    };
+    if (layers == 0) return copy(x, list);
+    const Sets<Index> sets = reached_rows<Index>(a, list, layers, false);
     args.base = args.x;
     args.base_stride = args.x_stride;
-    Tensor y = x;  // of the layer before; lives while the next one reads it
-    for (int64_t left = layers - 1; left >= 0; --left) {
-      const RowSet<Index>& set = sets[left];
-      const Tensor before = y;
-      y = new_matrix(x, set.size(), args.width);
-      args.y = static_cast<T*>(y.mutable_data_ptr());
-      args.base_rows = set.rows.data();
-      args.n_rows = set.size();
-      args.scale = left == 0 ? 1 / static_cast<Accumulator<T>>(layers + 1) : 1;
-      spmm_run(functions, args,
-               {set.rows.data(), set.size(), left == layers - 1 ? nullptr : sets[left + 1].position.data()});
-      args.x = args.y;
-      args.x_stride = args.width;
+    Layers<T, Index> chain(functions, args, x, nullptr, layers);
+    for (int64_t left = layers - 1; left > 0; --left) {
+      const RowSet<Index>* set = left < static_cast<int64_t>(sets.size()) ? &sets[left] : nullptr;
+      chain.next(set, set == nullptr ? nullptr : set->rows.data());
     }
+    const RowSet<Index>& own = sets[0];
+    if (own.rows == list) return chain.put(&own, list.data(), result, nullptr);
+    chain.next(&own, own.rows.data());
     std::vector<int64_t> places(list.size());
-    for (size_t k = 0; k < list.size(); ++k) places[k] = sets[0].position[list[k]];
-    copy_rows(static_cast<const char*>(y.const_data_ptr()), row_bytes, places, out, row_bytes);
+    for (size_t k = 0; k < list.size(); ++k) places[k] = own.position[list[k]];
+    copy(chain.last(), places);
   });
   return result;
 }
 
-// y[set.rows[k]] += d[k].
-template <typename T, typename Index>
-void add_rows(const SpmmFunctions<T, Index>& functions, T* y, const T* d, int64_t width, const RowSet<Index>& set) {
-  constexpr int64_t kChunk = 256;
-  parallel_tasks((set.size() + kChunk - 1) / kChunk, [&](int64_t c) {
-    for (int64_t k = c * kChunk; k < std::min(set.size(), (c + 1) * kChunk); ++k) {
-      functions.add(y + set.rows[k] * width, d + k * width, width);
-    }
-  });
+// The places in one set of the rows of another, or of all rows; negative where they are not in it.
+template <typename Index>
+std::vector<int64_t> places_of(const RowSet<Index>& set, const RowSet<Index>* rows) {
+  if (rows == nullptr) return {set.position.begin(), set.position.end()};
+  std::vector<int64_t> places(rows->size());
+  for (int64_t k = 0; k < rows->size(); ++k) places[k] = set.position[rows->rows[k]];
+  return places;
 }
 
 Tensor propagate_rows_t(const Csr& a, const Csr& t, const Tensor& grad, int64_t layers,
@@ -118,38 +181,26 @@ Tensor propagate_rows_t(const Csr& a, const Csr& t, const Tensor& grad, int64_t 
   t.visit(grad, [&](const auto& functions, auto args) {
     using T = ElementOf<decltype(args)>;
     using Index = IndexOf<decltype(args)>;
-    const std::vector<RowSet<Index>> sets = needed_rows<Index>(a, list, std::max<int64_t>(layers, 1));
-    // What arrives at each R_s: it goes on to the next, and as it is to the result.
-    std::vector<Tensor> arrived{sum_repeats(functions, sets[0], list, grad, layers + 1)};
-    const auto rows_of = [&](int64_t step) { return static_cast<T*>(arrived[step].mutable_data_ptr()); };
-    args.x_stride = args.width;
-    for (int64_t step = 1; step < layers; ++step) {
-      arrived.push_back(new_matrix(grad, sets[step].size(), args.width));
-      args.x = rows_of(step - 1);
-      args.y = rows_of(step);
-      args.n_rows = sets[step].size();
-      spmm_run(functions, args, {sets[step].rows.data(), sets[step].size(), sets[step - 1].position.data()});
+    const Sets<Index> sets = reached_rows<Index>(a, list, layers + 1, true);
+    const Tensor sums = sum_repeats(functions, sets[0], list, grad);
+    const int64_t row_bytes = args.width * sizeof(T);
+    char* out = static_cast<char*>(result.mutable_data_ptr());
+    if (layers == 0) {
+      put_rows(static_cast<const char*>(sums.const_data_ptr()), sets[0].rows, out, row_bytes);
+      return clear_other_rows(mask_of(list, a.n_rows), out, row_bytes);
     }
-    args.y = static_cast<T*>(result.mutable_data_ptr());
-    Mask reached(a.n_rows);
-    if (layers > 0) {  // the last product takes along what arrived at the rows that it comes from
-      const RowSet<Index>& from = sets.back();
-      reached = mask_of(from.rows, a.n_rows);
-      mark_columns(a.pointers(), a.col.const_data_ptr<Index>(), from.rows, reached);
-      const RowSet<Index> out(reached);
-      std::vector<int64_t> base_rows(out.size());
-      for (int64_t k = 0; k < out.size(); ++k) base_rows[k] = from.position[out.rows[k]];
-      args.x = rows_of(layers - 1);
-      args.base = args.x;
-      args.base_stride = args.width;
-      args.base_rows = base_rows.data();
-      args.y_rows = out.rows.data();
-      args.n_rows = out.size();
-      spmm_run(functions, args, {out.rows.data(), out.size(), from.position.data()});
-    }
-    clear_other_rows(reached, args.y, args.width * sizeof(T));
-    for (int64_t step = std::max<int64_t>(layers - 2, 0); step >= 0 && layers != 1; --step) {
-      add_rows(functions, args.y, rows_of(step), args.width, sets[step]);
+    args.base = static_cast<const T*>(sums.const_data_ptr());
+    args.base_stride = args.width;
+    Layers<T, Index> chain(functions, args, sums, &sets[0], layers);
+    for (int64_t step = 1; step <= layers; ++step) {
+      const RowSet<Index>* set = step < static_cast<int64_t>(sets.size()) ? &sets[step] : nullptr;
+      const std::vector<int64_t> base_rows = places_of(sets[0], set);
+      if (step < layers) {
+        chain.next(set, base_rows.data());
+      } else {
+        chain.put(set, base_rows.data(), result, set == nullptr ? nullptr : set->rows.data());
+        if (set != nullptr) clear_other_rows(mask_of(set->rows, a.n_rows), out, row_bytes);
+      }
     }
   });
   return result;

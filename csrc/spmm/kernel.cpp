@@ -214,11 +214,6 @@ void maximum(const SpmmArgs<T, Index>& args, int64_t k, int64_t begin, int64_t e
   }
 }
 
-template <typename T>
-void add(T* y, const T* d, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) Lanes<T, 1>::store(y + j, Lanes<T, 1>::load(y + j) + Lanes<T, 1>::load(d + j));
-}
-
 // Dot products of row k of g with the rows of x that the edges name.
 template <typename T, typename Index>
 struct DotColumns {
@@ -267,7 +262,7 @@ void dots(const SddmmArgs<T, Index>& args, int64_t k, int64_t begin, int64_t end
 
 template <typename T, typename Index>
 constexpr SpmmFunctions<T, Index> functions() {
-  return {rows<T, Index>, partial<T, Index>, finish<T, Index>, maximum<T, Index>, add<T>, dots<T, Index>};
+  return {rows<T, Index>, partial<T, Index>, finish<T, Index>, maximum<T, Index>, dots<T, Index>};
 }
 
 }  // namespace

@@ -52,8 +52,6 @@ struct SpmmFunctions {
   // For the edges [begin, end) of row k: the largest value[e] * x[col[e]] of each column to row k of y and the e of the
   // first such to row k of argmax; a NaN is larger than all. Without edges 0 and -1.
   void (*maximum)(const SpmmArgs<T, Index>& args, int64_t k, int64_t begin, int64_t end);
-  // y[j] += d[j], j < n.
-  void (*add)(T* y, const T* d, int64_t n);
   // out[e] for the edges [begin, end), all of row k.
   void (*dots)(const SddmmArgs<T, Index>& args, int64_t k, int64_t begin, int64_t end);
 };

@@ -189,6 +189,24 @@ def test_same_bits_for_every_number_of_threads() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("count", [1, 40, 2500, 4000])
+@pytest.mark.parametrize("layers", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["general", "hub"])
+@pytest.mark.usefixtures("compiled", "nan_filled_memory")
+def test_rows_have_the_bits_of_all_rows(name: str, layers: int, count: int) -> None:
+    """However much of the graph the rows reach: few or most of its edges, layer by layer."""
+    graph = NORMALISED[name].normalize("symmetric").to(torch.float32)
+    x = torch.randn(graph.n_rows, 33, requires_grad=True)
+    rows = torch.randperm(graph.n_rows, generator=torch.Generator().manual_seed(0))[:count]
+    results = []
+    for wanted in (rows, rows.sort().values):
+        found = propagate(graph, x, layers, wanted, implementation="cpp")
+        full = propagate(graph, x, layers, implementation="cpp").index_select(0, wanted)
+        grad = torch.randn_like(full)
+        results += [(found, full), tuple(torch.autograd.grad(y, x, grad)[0] for y in (found, full))]
+    assert all(torch.equal(found, full) for found, full in results)
+
+
 @pytest.mark.parametrize(
     ("graph", "layers", "error", "message"),
     [
