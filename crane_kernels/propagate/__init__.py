@@ -28,8 +28,9 @@ def propagate(
     with A transposed. In the graph's values too, where they require gradients.
 
     With ``rows``, each layer is computed only where the wanted rows reach in the layers after it, forward and backward:
-    a training step costs what its batch needs, and the gradient's zeros. Layers that are needed at rows with most of the
-    edges are computed at all rows, where that costs less.
+    With ``rows``, each layer is computed only where the wanted rows reach in the layers after it, forward and backward:
+    a training step costs what its batch needs, and the gradient's zeros. On the CPU a layer that is needed at rows with
+    most of the edges is computed at all rows, which costs less, and the result has the bits of that for all rows.
 
     Args:
         graph: A, shape (n, n). Its values are used in the dtype of ``x``.
