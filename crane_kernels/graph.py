@@ -148,11 +148,13 @@ class Graph:
         n_rows, n_cols = _shape(shape) if shape is not None else (_span(rows), _span(columns))
         _check_range("row", rows, n_rows)
         _check_range("col", columns, n_cols)
-        rows, columns, weights = _sort(rows, columns, weights, n_cols)
-        if duplicates == "sum":
-            rows, columns, weights = _sum_repeats(rows, columns, weights)
-        columns = _own(columns.to(checks.index_dtype(n_cols)), col)
-        return cls._trusted(_count_rows(rows, n_rows), columns, _own(weights, value), (n_rows, n_cols), symmetric)
+        pointers, columns, order, repeats = _sort(rows, columns, n_rows, n_cols)
+        weights = weights if value is None else weights.index_select(0, order)
+        if repeats and duplicates == "sum":
+            pointers, columns, weights = _sum_repeats(pointers, columns, weights)
+        graph = cls._trusted(pointers, columns, weights, (n_rows, n_cols), symmetric)
+        graph._distinct = not repeats or duplicates == "sum"
+        return graph
 
     @classmethod
     def from_edge_index(
@@ -288,7 +290,14 @@ class Graph:
 
     def degrees(self) -> Tensor:
         """Sum of each row's values (the number of its edges, where all values are one): (n_rows,), dtype of value."""
-        return self._value.new_zeros(self.n_rows).index_add(0, self.row(), self._value)
+        if self._value.requires_grad:  # segments have no second derivative
+            return self._value.new_zeros(self.n_rows).index_add(0, self.row(), self._value)
+        return torch.segment_reduce(self._value, "sum", offsets=self.rowptr)
+
+    def _column_sums(self) -> Tensor:
+        if self._symmetric:
+            return self.degrees()
+        return self._value.new_zeros(self.n_cols).index_add(0, self.col, self._value)
 
     def transpose(self) -> Graph:
         """The transpose; built when first asked for and kept. A graph known to be symmetric is its own."""
@@ -395,15 +404,15 @@ class Graph:
         """
         if how not in ("symmetric", "row", "column"):
             raise ValueError(f"how: found {how!r}, expected 'symmetric', 'row' or 'column'")
-        if self.nnz and bool((self._value < 0).any()):
+        if self.nnz and float(self._value.detach().min()) < 0:
             raise ValueError("normalize: found negative values, expected values of at least zero")
-        row, col, power = self.row(), self.col, -0.5 if how == "symmetric" else -1.0
+        power = -0.5 if how == "symmetric" else -1.0
         scale = torch.ones_like(self._value)
         if how != "column":
-            scale = scale * _safe_power(self.degrees(), power)[row]
+            factor = _safe_power(self.degrees(), power)
+            scale = torch.repeat_interleave(factor, self.rowptr.diff(), output_size=self.nnz)
         if how != "row":
-            sums = self._value.new_zeros(self.n_cols).index_add(0, col, self._value)
-            scale = scale * _safe_power(sums, power)[col]
+            scale = scale * _safe_power(self._column_sums(), power).index_select(0, self.col)
         symmetric = self._symmetric if how == "symmetric" else None
         return Graph._of(self._structure, self._value * scale, symmetric)
 
@@ -503,9 +512,9 @@ def _check_rowptr(rowptr: Tensor, n_rows: int, nnz: int) -> None:
 def _check_range(name: str, index: Tensor, size: int) -> None:
     if index.numel() == 0:
         return
-    wrong = (index < 0) | (index >= size)
-    if bool(wrong.any()):
-        at = int(wrong.nonzero()[0])
+    low, high = index.aminmax()
+    if int(low) < 0 or int(high) >= size:
+        at = int(((index < 0) | (index >= size)).nonzero()[0])
         raise ValueError(f"{name}: found index {int(index[at])} at edge {at}, expected 0 to {size - 1}")
 
 
@@ -545,30 +554,32 @@ def _transpose(rowptr: Tensor, col: Tensor, shape: tuple[int, int]) -> tuple[Ten
     return _count_rows(col[order].long(), n_cols), row, order.to(checks.index_dtype(col.shape[0]))
 
 
-def _sort(row: Tensor, col: Tensor, value: Tensor, n_cols: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Edges by row, then column; those of one place in the order they were given."""
-    if row.numel() < 2:
-        return row, col, value
-    rising = (row[1:] > row[:-1]) | ((row[1:] == row[:-1]) & (col[1:] >= col[:-1]))
-    if bool(rising.all()):
-        return row, col, value
-    if int(row.max()) < _INT64_MAX // max(n_cols, 1):
+def _sort(row: Tensor, col: Tensor, n_rows: int, n_cols: int) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Edges by row, then column: rowptr, col, which of the given ones each is, and whether a place is there twice.
+
+    Those of one place stay in the order they were given.
+    """
+    if row.device.type == "cpu" and extension.missing() is None:
+        rowptr, col, order, repeats = torch.ops.crane_kernels.sort_edges(row, col, n_rows, n_cols)
+        return rowptr, col, order, bool(repeats)
+    if row.numel() == 0 or int(row.max()) < _INT64_MAX // max(n_cols, 1):
         order = torch.sort(row * n_cols + col, stable=True).indices
     else:
         by_col = torch.sort(col, stable=True).indices
         order = by_col[torch.sort(row[by_col], stable=True).indices]
-    return row[order], col[order], value[order]
+    row, col = row[order], col[order]
+    repeats = bool(((row[1:] == row[:-1]) & (col[1:] == col[:-1])).any())
+    return _count_rows(row, n_rows), col.to(checks.index_dtype(n_cols)), order, repeats
 
 
-def _sum_repeats(row: Tensor, col: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _sum_repeats(rowptr: Tensor, col: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sorted edges with those of one place summed in order."""
+    row = _expand(rowptr, col.numel())
     first = torch.ones_like(row, dtype=torch.bool)
     first[1:] = (row[1:] != row[:-1]) | (col[1:] != col[:-1])
-    if bool(first.all()):
-        return row, col, value
     place = first.cumsum(0) - 1
     summed = value.new_zeros(int(place[-1]) + 1).index_add(0, place, value)
-    return row[first], col[first], summed
+    return _count_rows(row[first], rowptr.numel() - 1), col[first], summed
 
 
 def _safe_power(x: Tensor, power: float) -> Tensor:

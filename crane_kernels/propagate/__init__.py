@@ -28,7 +28,6 @@ def propagate(
     with A transposed. In the graph's values too, where they require gradients.
 
     With ``rows``, each layer is computed only where the wanted rows reach in the layers after it, forward and backward:
-    With ``rows``, each layer is computed only where the wanted rows reach in the layers after it, forward and backward:
     a training step costs what its batch needs, and the gradient's zeros. On the CPU a layer that is needed at rows with
     most of the edges is computed at all rows, which costs less, and the result has the bits of that for all rows.
 

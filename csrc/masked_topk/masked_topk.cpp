@@ -1,5 +1,6 @@
 #include "masked_topk/masked_topk.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "common/parallel.h"
@@ -39,6 +40,11 @@ std::tuple<Tensor, Tensor> masked_topk(const Tensor& user_in, const Tensor& item
     check_vector(*seen_rowptr, ScalarType::Long, "seen_rowptr");
     check_vector(*seen_col, ScalarType::Int, "seen_col");
     STD_TORCH_CHECK(seen_rowptr->size(0) == user.size(0) + 1, "seen_rowptr: expected one entry more than users");
+    const int64_t* rowptr = seen_rowptr->const_data_ptr<int64_t>();
+    const int64_t first = rowptr[0], last = rowptr[user.size(0)], n_seen = seen_col->size(0);
+    STD_TORCH_CHECK(first == 0 && last == n_seen && std::is_sorted(rowptr, rowptr + user.size(0) + 1),
+                    "seen_rowptr: found it from ", first, " to ", last, ", expected it to ascend from 0 to ", n_seen,
+                    ", the length of seen_col");
   }
   Tensor scores = torch::stable::new_empty(user, {user.size(0), k});
   Tensor indices = torch::stable::new_empty(user, {user.size(0), k}, ScalarType::Long);

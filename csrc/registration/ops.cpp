@@ -2,6 +2,7 @@
 // beside each operation.
 #include <torch/csrc/stable/library.h>
 
+#include "graph/graph.h"
 #include "masked_topk/masked_topk.h"
 #include "modality_attention/modality_attention.h"
 #include "propagate/propagate.h"
@@ -19,6 +20,7 @@
 //   spmm_max   the largest value[e] * x[col[e]] of each of rows, and which e (the first of equals) that is, or 0 and -1
 //   sddmm      the dot products of grad[k] and x[col[e]] for each edge e of row rows[k], summed over k: 0 for other
 //   rows propagate  the mean of x, A x, ..., A^layers x, and propagate_t the product with the transpose of that matrix
+//   sort_edges edges of any order as rowptr, col, order and the number of repeated places
 //   transpose  rowptr_t, col_t and order
 STABLE_TORCH_LIBRARY(crane_kernels, m) {
   m.def(
@@ -38,6 +40,9 @@ STABLE_TORCH_LIBRARY(crane_kernels, m) {
   m.def(
       "propagate_t(Tensor rowptr, Tensor col, Tensor value, Tensor? rowptr_t, Tensor? col_t, Tensor? value_t, Tensor "
       "grad, int layers, Tensor? rows) -> Tensor");
+  m.def(
+      "sort_edges(Tensor row, Tensor col, int n_rows, int n_cols) -> (Tensor rowptr, Tensor col, Tensor order, Tensor "
+      "repeats)");
   m.def("transpose(Tensor rowptr, Tensor col, int n_cols) -> (Tensor rowptr_t, Tensor col_t, Tensor order)");
   m.def(
       "masked_topk(Tensor user, Tensor item, Tensor? seen_rowptr, Tensor? seen_col, int k) -> (Tensor scores, Tensor "
@@ -64,6 +69,7 @@ STABLE_TORCH_LIBRARY_IMPL(crane_kernels, CPU, m) {
   m.impl("sddmm", TORCH_BOX(&crane::sddmm));
   m.impl("propagate", TORCH_BOX(&crane::propagate));
   m.impl("propagate_t", TORCH_BOX(&crane::propagate_t));
+  m.impl("sort_edges", TORCH_BOX(&crane::sort_edges));
   m.impl("transpose", TORCH_BOX(&crane::transpose));
   m.impl("masked_topk", TORCH_BOX(&crane::masked_topk));
   m.impl("modality_attention", TORCH_BOX(&crane::modality_attention));

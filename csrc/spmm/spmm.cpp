@@ -18,14 +18,6 @@ void check_edges(const Tensor& rowptr, const Tensor& col) {
                   "rowptr and col: expected the same number of edges");
 }
 
-// Calls f with a pointer of the integer type that can count to n.
-template <typename F>
-void visit_writable(Tensor& t, const F& f) {
-  t.scalar_type() == ScalarType::Long ? f(t.mutable_data_ptr<int64_t>()) : f(t.mutable_data_ptr<int32_t>());
-}
-
-ScalarType index_type(int64_t n) { return n <= INT32_MAX ? ScalarType::Int : ScalarType::Long; }
-
 // Counting sort by column. Chunks of rows are counted apart and then placed apart; the result is that of one chunk.
 template <typename Col, typename Row, typename Edge>
 void sort_by_column(const int64_t* rowptr, int64_t n_rows, const Col* col, int64_t n_cols, int64_t* rowptr_t,

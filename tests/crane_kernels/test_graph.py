@@ -53,6 +53,36 @@ def test_from_edges_keeps_duplicates_as_asked() -> None:
     assert graph.coalesce().coalesce().distinct
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(500, 900), (3, 2**33), (70_000, 2)])
+@pytest.mark.usefixtures("compiled")
+def test_from_edges_sorts_many(shape: tuple[int, int], threads: int) -> None:
+    """More than one thread's share of edges, some of one place, and a row that has most of them."""
+    generator = np.random.default_rng(0)
+    row, col = (generator.integers(0, n, 200_000) for n in shape)
+    row[generator.random(len(row)) < 0.4] = shape[0] // 2
+    order = np.lexsort((np.arange(len(row)), col, row))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        graph = Graph.from_edges(row, col, np.arange(len(row), dtype=np.float64), shape, duplicates="keep")
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(graph.value.numpy(), order)
+    assert np.array_equal(graph.row().numpy(), row[order])
+    assert np.array_equal(graph.col.numpy(), col[order])
+    assert graph.distinct == (len(np.unique(np.stack([row, col]), axis=1).T) == len(row))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_sort_edges_refuses_rows_out_of_range() -> None:
+    row, col = torch.tensor([0, 3, 1]), torch.zeros(3, dtype=torch.int64)
+    torch.library.opcheck(torch.ops.crane_kernels.sort_edges, (row, col, 4, 1))
+    for wrong in (torch.tensor([0, 4, 1]), torch.tensor([0, -1, 1])):
+        with pytest.raises(RuntimeError, match="row: expected rows of the graph"):
+            torch.ops.crane_kernels.sort_edges(wrong, col, 4, 1)
+
+
 def test_from_edge_index_takes_sources_and_targets() -> None:
     edges = torch.tensor([[0, 0, 2], [1, 2, 1]])
     graph = Graph.from_edge_index(edges, torch.tensor([1.0, 2.0, 3.0]))
