@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from crane_kernels import checks, dispatch, triton_support
+from crane_kernels import checks, dispatch, extension, triton_support
 from crane_kernels.dispatch import Implementation
-from crane_kernels.info_nce import reference
+from crane_kernels.info_nce import cpp, reference
 
 dispatch.register(
     "info_nce",
     triton_support.implementation("crane_kernels.info_nce.triton", "info_nce"),
+    Implementation("cpp", cpp.info_nce, missing=extension.missing, refuses=cpp.refuses),
     Implementation("reference", reference.info_nce),
 )
 

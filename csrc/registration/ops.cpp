@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "graph/graph.h"
+#include "info_nce/info_nce.h"
 #include "masked_topk/masked_topk.h"
 #include "modality_attention/modality_attention.h"
 #include "propagate/propagate.h"
@@ -47,6 +48,10 @@ STABLE_TORCH_LIBRARY(crane_kernels, m) {
   m.def(
       "masked_topk(Tensor user, Tensor item, Tensor? seen_rowptr, Tensor? seen_col, int k) -> (Tensor scores, Tensor "
       "indices)");
+  m.def("info_nce(Tensor a, Tensor b, float temperature, Tensor? ids) -> (Tensor loss, Tensor log_sum_exp)");
+  m.def(
+      "info_nce_backward(Tensor grad, Tensor a, Tensor b, Tensor log_sum_exp, float temperature, Tensor? ids) -> "
+      "(Tensor grad_a, Tensor grad_b)");
   m.def(
       "modality_attention(Tensor tokens, Tensor in_proj_weight, Tensor? in_proj_bias, Tensor out_proj_weight, Tensor? "
       "out_proj_bias, int num_heads) -> Tensor");
@@ -72,6 +77,8 @@ STABLE_TORCH_LIBRARY_IMPL(crane_kernels, CPU, m) {
   m.impl("sort_edges", TORCH_BOX(&crane::sort_edges));
   m.impl("transpose", TORCH_BOX(&crane::transpose));
   m.impl("masked_topk", TORCH_BOX(&crane::masked_topk));
+  m.impl("info_nce", TORCH_BOX(&crane::info_nce));
+  m.impl("info_nce_backward", TORCH_BOX(&crane::info_nce_backward));
   m.impl("modality_attention", TORCH_BOX(&crane::modality_attention));
   m.impl("modality_attention_backward", TORCH_BOX(&crane::modality_attention_backward));
   m.impl("recursive_cross_modal_attention", TORCH_BOX(&crane::recursive_cross_modal_attention));

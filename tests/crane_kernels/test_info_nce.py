@@ -1,12 +1,26 @@
-"""InfoNCE against a loop; stability; zero rows; the path that recomputes its blocks."""
+"""InfoNCE against a loop; stability; zero rows; the path that recomputes its blocks; the compiled kernels."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from crane_kernels import info_nce
+from crane_kernels import extension, info_nce, use_implementation
 from crane_kernels.info_nce import reference
+
+
+@pytest.fixture(params=["reference", "cpp"])
+def implementation(request):
+    """Every call of the test is served by one and by the other."""
+    reason = extension.missing() if request.param == "cpp" else None
+    if reason is not None:
+        pytest.skip(reason)
+    with use_implementation(request.param):
+        yield
 
 
 def views(n, d, dtype=torch.float64):
@@ -29,12 +43,14 @@ def by_loops(a, b, temperature):
 
 @pytest.mark.parametrize("n", [1, 2, 37, reference.BLOCK_ROWS + 1])
 @pytest.mark.parametrize("temperature", [0.01, 0.2, 1.0])
+@pytest.mark.usefixtures("implementation")
 def test_equals_a_loop(n, temperature):
     a, b = views(n, 5)
     assert info_nce(a, b, temperature).item() == pytest.approx(by_loops(a, b, temperature), rel=1e-11, abs=1e-13)
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1])
+@pytest.mark.usefixtures("implementation")
 def test_gradients(temperature):
     assert torch.autograd.gradcheck(lambda a, b: info_nce(a, b, temperature), views(5, 3))
 
@@ -42,10 +58,10 @@ def test_gradients(temperature):
 def test_recomputed_blocks_give_the_same_value_and_gradients(monkeypatch):
     leaves = views(40, 4)
     monkeypatch.setattr(reference, "BLOCK_ROWS", 7)
-    kept = info_nce(*leaves, 0.1)
+    kept = reference.info_nce(*leaves, 0.1, None, False)
     expected = torch.autograd.grad(kept, leaves)
     monkeypatch.setattr(reference, "KEPT_ROWS", 39)
-    recomputed = info_nce(*leaves, 0.1)
+    recomputed = reference.info_nce(*leaves, 0.1, None, False)
     assert torch.equal(recomputed, kept)
     for found, wanted in zip(torch.autograd.grad(recomputed, leaves), expected, strict=True):
         assert torch.equal(found, wanted)
@@ -54,9 +70,10 @@ def test_recomputed_blocks_give_the_same_value_and_gradients(monkeypatch):
 def test_gradients_of_recomputed_blocks(monkeypatch):
     monkeypatch.setattr(reference, "BLOCK_ROWS", 3)
     monkeypatch.setattr(reference, "KEPT_ROWS", 4)
-    assert torch.autograd.gradcheck(lambda a, b: info_nce(a, b, 0.3), views(5, 2))
+    assert torch.autograd.gradcheck(lambda a, b: reference.info_nce(a, b, 0.3, None, False), views(5, 2))
 
 
+@pytest.mark.usefixtures("implementation")
 def test_value_does_not_depend_on_the_lengths_of_rows():
     a, b = views(9, 4)
     lengths = torch.logspace(-3, 3, 9, dtype=torch.float64)[:, None]
@@ -64,6 +81,7 @@ def test_value_does_not_depend_on_the_lengths_of_rows():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.usefixtures("implementation")
 def test_zero_rows_have_cosine_and_gradient_zero(dtype):
     a, b = (view.detach() for view in views(6, 3, dtype))
     a[2] = b[2] = b[4] = 0
@@ -77,6 +95,7 @@ def test_zero_rows_have_cosine_and_gradient_zero(dtype):
     assert not grad_b[[2, 4]].any()
 
 
+@pytest.mark.usefixtures("implementation")
 def test_float32_is_stable_at_a_low_temperature():
     a, b = views(50, 8, torch.float32)
     exact = info_nce(a.double(), b.double(), 0.01)
@@ -122,6 +141,7 @@ def by_labels(a, b, temperature, ids):
 
 @pytest.mark.parametrize("block", [256, 4])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.usefixtures("implementation")
 def test_rows_of_one_label_are_no_negatives(monkeypatch, block, dtype):
     monkeypatch.setattr(reference, "BLOCK_ROWS", block)
     leaves = views(11, 4)
@@ -132,9 +152,160 @@ def test_rows_of_one_label_are_no_negatives(monkeypatch, block, dtype):
     assert info_nce(*leaves, 0.3, ids=torch.zeros(11, dtype=dtype)).item() == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.usefixtures("implementation")
 def test_symmetric_is_the_mean_of_both_directions():
     a, b = views(9, 4)
     both = (info_nce(a, b, 0.2) + info_nce(b, a, 0.2)) / 2
     torch.testing.assert_close(info_nce(a, b, 0.2, symmetric=True), both, rtol=1e-12, atol=0)
     ids = torch.arange(9) % 4
     assert torch.autograd.gradcheck(lambda a, b: info_nce(a, b, 0.3, ids=ids, symmetric=True), (a, b))
+
+
+def value_and_gradients(function, leaves):
+    value = function(*leaves)
+    return value, *torch.autograd.grad(value, leaves)
+
+
+def check_compiled(leaves, temperature, ids=None, symmetric=False):
+    """As near to the reference in float64 as the reference in the same precision is, but for a few roundings."""
+
+    def by(implementation):
+        return lambda a, b: info_nce(a, b, temperature, ids=ids, symmetric=symmetric, implementation=implementation)
+
+    exact = value_and_gradients(by("reference"), [leaf.detach().double().requires_grad_() for leaf in leaves])
+    usual, found = (value_and_gradients(by(name), leaves) for name in ("reference", "cpp"))
+    for name, ours, theirs, precise in zip(("value", "a", "b"), found, usual, exact, strict=True):
+        assert ours.dtype == theirs.dtype, name
+        assert ours.shape == theirs.shape, name
+        error, allowed = ((result.detach() - precise.detach()).norm() for result in (ours, theirs))
+        # Logits have size 1 / temperature, and their rounding goes into the exponentials.
+        allowed = 3 * allowed + 20 * torch.finfo(theirs.dtype).eps * (precise.detach().norm() + 1) * (
+            1 + 1 / temperature
+        )
+        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.01, 0.2, 1.0])
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (2, 3), (48, 64), (49, 17), (257, 33), (500, 64), (1000, 5), (60, 300)])
+@pytest.mark.usefixtures("compiled", "nan_filled_memory")
+def test_compiled_matches_the_reference(n, d, temperature, dtype):
+    check_compiled(views(n, d, dtype), temperature)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("labels", [1, 7, 300])
+@pytest.mark.usefixtures("compiled", "nan_filled_memory")
+def test_compiled_matches_with_labels(labels, symmetric):
+    ids = torch.randint(labels, (421,), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    check_compiled(views(421, 16, torch.float32), 0.1, ids, symmetric)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1e15])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.usefixtures("compiled")
+def test_compiled_loss_does_not_depend_on_the_lengths_of_rows(size, dtype):
+    a, b = (view.detach() for view in views(90, 8, dtype))
+    usual, found = (
+        value_and_gradients(lambda *v: info_nce(*v, 0.05, implementation="cpp"), leaves)
+        for leaves in (
+            [a.clone().requires_grad_(), b.clone().requires_grad_()],
+            [(a * size).requires_grad_(), b.clone().requires_grad_()],
+        )
+    )
+    torch.testing.assert_close(found[0], usual[0])
+    torch.testing.assert_close(found[1].double() * size, usual[1].double(), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found[2], usual[2], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_compiled_has_the_same_bits_for_every_number_of_threads_and_any_strides():
+    leaves = views(1300, 24, torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(value_and_gradients(lambda a, b: info_nce(a, b, 0.2, implementation="cpp"), leaves))
+    finally:
+        torch.set_num_threads(threads)
+    strided = [leaf.detach().T.contiguous().T.requires_grad_() for leaf in leaves]
+    results.append(value_and_gradients(lambda a, b: info_nce(a, b, 0.2, implementation="cpp"), strided))
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("row", [0, 700])
+@pytest.mark.usefixtures("compiled")
+def test_compiled_does_not_hide_nan(row):
+    leaves = views(1000, 6, torch.float32)
+    with torch.no_grad():
+        leaves[1][row, 2] = math.nan
+    assert all(bool(result.isnan().any()) for result in value_and_gradients(lambda a, b: info_nce(a, b, 0.2), leaves))
+
+
+@pytest.mark.skipif("CRANE_ISA" in os.environ, reason="CRANE_ISA already names one instruction set")
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.usefixtures("compiled")
+def test_every_instruction_set(isa):
+    if isa not in extension.instruction_sets():
+        pytest.skip(f"this build and processor do not run {isa}")
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "compiled"]
+    # The package under test, also where it is installed in place: pytest puts a folder of its name first in the path.
+    installed = str(Path(extension.__file__).parents[1])
+    environment = os.environ | {"CRANE_ISA": isa, "PYTHONPATH": installed}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.usefixtures("compiled")
+def test_compiled_derivatives_of_first_and_second_order(symmetric):
+    ids = torch.tensor([0, 1, 0, 2, 3])
+
+    def loss(a, b):
+        return info_nce(a, b, 0.3, ids=ids, symmetric=symmetric, implementation="cpp")
+
+    assert torch.autograd.gradcheck(loss, views(5, 3))
+    assert torch.autograd.gradgradcheck(loss, views(5, 3))
+
+
+@pytest.mark.parametrize("ids", [None, torch.tensor([0, 1, 0, 2])])
+@pytest.mark.usefixtures("compiled")
+def test_operators_are_registered_as_torch_wants(ids):
+    a, b = views(4, 3)
+    torch.library.opcheck(torch.ops.crane_kernels.info_nce.default, (a, b, 0.2, ids))
+    a, b = a.detach(), b.detach().requires_grad_()
+    log_sum_exp = torch.ops.crane_kernels.info_nce(a, b, 0.2, ids)[1].detach()
+    grad = torch.tensor(2.0, dtype=a.dtype)
+    torch.library.opcheck(torch.ops.crane_kernels.info_nce_backward.default, (grad, a, b, log_sum_exp, 0.2, ids))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_torch_compile_and_export_keep_the_bits():
+    compiled = torch.compile(lambda a, b: info_nce(a, b, 0.2, symmetric=True), fullgraph=True)
+    for n in (30, 301):
+        leaves = views(n, 8, torch.float32)
+        found, expected = (
+            value_and_gradients(f, leaves) for f in (compiled, lambda a, b: info_nce(a, b, 0.2, symmetric=True))
+        )
+        assert all(map(torch.equal, found, expected))
+
+    class Loss(torch.nn.Module):
+        def forward(self, a, b):
+            return info_nce(a, b, 0.2)
+
+    program = torch.export.export(Loss(), tuple(leaf.detach() for leaf in leaves))
+    assert "crane_kernels.info_nce" in str(program.graph)
+    assert torch.equal(program.module()(*leaves), info_nce(*leaves, 0.2))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_compiled_refuses_half_precision_and_computes_in_float32_under_autocast():
+    leaves = views(20, 4, torch.float32)
+    outside = value_and_gradients(lambda a, b: info_nce(a, b, 0.2, implementation="cpp"), leaves)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = value_and_gradients(lambda a, b: info_nce(a, b, 0.2, implementation="cpp"), leaves)
+    assert all(map(torch.equal, outside, inside))
+    with pytest.raises(RuntimeError, match=r"a has dtype torch\.bfloat16, not float32 or float64"):
+        info_nce(*(leaf.detach().bfloat16() for leaf in leaves), 0.2, implementation="cpp")
