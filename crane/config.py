@@ -31,6 +31,7 @@ from crane.data.config import DataConfig
 from crane.evaluation import KS, METRICS
 from crane.files import write_text
 
+MAX_THREADS = 1024
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$")  # YAML 1.1 reads 1e-3 as text; people mean a number
 
 
@@ -122,7 +123,7 @@ class TrainingConfig:
         if self.gradient_clip is not None:
             check_above("gradient_clip", self.gradient_clip, 0)
         if self.threads is not None:
-            check_at_least("threads", self.threads, 1)
+            check_between("threads", self.threads, 1, MAX_THREADS)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, found {self.device!r}")
 

@@ -61,6 +61,7 @@ def _new(arguments: argparse.Namespace, console: Console) -> Trainer:
         trainer = Trainer(config, dataset, folder, console_reporter(console))
         with reproducible(config.training.threads):
             folder.create(config, environment())
+        folder.claim()
     return trainer
 
 
@@ -74,6 +75,7 @@ def _resumed(arguments: argparse.Namespace, console: Console) -> Trainer:
     with user_errors():
         folder = RunFolder(Path(arguments.resume))
         folder.check_run()
+        folder.claim()
         config = RunConfig.load(folder.config)
         threads = arguments.threads
         if threads is None:

@@ -118,7 +118,7 @@ class Checkpoints:
 
     def _remove_others(self, state: TrainingState) -> None:
         keep = {self._weights(state.epoch), self._weights(state.best_epoch), self._optimizer(state.epoch)}
-        for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("*.partial")]:
+        for path in self.folder.glob("*.safetensors"):
             if path not in keep:
                 path.unlink(missing_ok=True)
 

@@ -14,14 +14,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from crane.config import RunConfig
 from crane.files import TEMPORARY_SUFFIX, write_text
 from crane.training.checkpoint import Checkpoints
+
+SAFETENSORS_TEMPORARY = ".tmp??????"  # what safetensors writes before it renames
 
 
 class RunFolder:
@@ -36,6 +39,7 @@ class RunFolder:
         self.report = path / "report.md"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = Checkpoints(path / "checkpoints")
+        self._claim: BinaryIO | None = None
 
     def check_new(self) -> None:
         """Refuse a path that holds something already, besides what :meth:`create` leaves when the process dies in it.
@@ -81,6 +85,34 @@ class RunFolder:
         content: dict[str, Any] = json.loads(self.environment.read_text(encoding="utf-8"))
         return content
 
+    def claim(self) -> None:
+        """Keep others from training this run until :meth:`release`, or until this process ends.
+
+        Raises:
+            ValueError: another is training it.
+        """
+        if self._claim is not None:
+            return
+        file = self.config.open("rb")  # locked for this: it is there as long as the run, and never written again
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(f"another process is training the run {self.path}: wait for it or end it first") from None
+        self._claim = file
+
+    def release(self) -> None:
+        """Let others train the run again."""
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
+
+    def remove_leftovers(self) -> None:
+        """Remove what a process leaves that was killed while it wrote."""
+        for folder in (self.path, self.checkpoints.folder):
+            for path in (*folder.glob("*" + TEMPORARY_SUFFIX), *folder.glob(SAFETENSORS_TEMPORARY)):
+                path.unlink(missing_ok=True)
+
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one epoch's line."""
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -89,11 +121,25 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def read_metrics(self, epochs: int) -> list[dict[str, Any]]:
-        """The records of the first ``epochs`` epochs."""
-        if not self.metrics.exists():
+        """The records of the first ``epochs`` epochs.
+
+        Raises:
+            ValueError: the file has fewer, or a line is damaged.
+        """
+        if epochs == 0:
             return []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()[:epochs]
-        return [json.loads(line) for line in lines]
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        if len(lines) < epochs:
+            raise ValueError(f"{self.metrics}: found {len(lines)} lines, expected one for each of {epochs} epochs")
+        records: list[dict[str, Any]] = []
+        for number, line in enumerate(lines[:epochs], start=1):
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                raise ValueError(
+                    f"{self.metrics}, line {number}: expected a JSON object, found {line[:40]!r}"
+                ) from None
+        return records
 
     def truncate_metrics(self, epochs: int) -> None:
         """Drop the lines past the first ``epochs``, which a killed process may have written, or written in part."""

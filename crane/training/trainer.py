@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from crane.config import RunConfig
 from crane.data import Dataset
 from crane.evaluation import evaluate_split
+from crane.evaluation.ranking import check_finite
 from crane.recommend import export
 from crane.sampling import EpochSampler
 from crane.seeds import Purpose, numpy_generator, torch_seed
@@ -26,6 +27,8 @@ from crane.training.folder import RunFolder
 from crane.training.progress import Reporter, SilentReporter
 from crane.training.run import build_model, check_same_data, fingerprint
 from crane.training.schedule import learning_rate_factor
+
+SOUND_RATE = 0.01  # a learning rate that is worth a try where a larger one diverged
 
 _deterministic: Any = torch.utils.deterministic  # an object in a module's place, which type checkers do not see
 
@@ -86,6 +89,7 @@ class Trainer:
             state = TrainingState(data=fingerprint(self.dataset))
         check_same_data(state, self.dataset)
         if state.epoch:
+            self.folder.read_metrics(state.epoch)
             self.folder.checkpoints.load_weights(state.epoch, self.model)
             self.folder.checkpoints.load_optimizer(state.epoch, self.model, self.optimizer)
         self.state = state
@@ -95,14 +99,20 @@ class Trainer:
 
         Raises:
             DivergenceError: the loss or a parameter became NaN or infinite.
+            ValueError: another process is training in the folder.
         """
-        self.folder.truncate_metrics(self.state.epoch)
-        with reproducible(self.config.training.threads), self.reporter:
-            self.reporter.start(self.config.training.epochs, len(self.sampler), self.state.epoch)
-            while self.state.finished is None:
-                self._epoch(self.state.epoch + 1)
-            if self.state.test is None:
-                self._finish()
+        self.folder.claim()
+        try:
+            self.folder.remove_leftovers()
+            self.folder.truncate_metrics(self.state.epoch)
+            with reproducible(self.config.training.threads), self.reporter:
+                self.reporter.start(self.config.training.epochs, len(self.sampler), self.state.epoch)
+                while self.state.finished is None:
+                    self._epoch(self.state.epoch + 1)
+                if self.state.test is None:
+                    self._finish()
+        finally:
+            self.folder.release()
         return self.state
 
     def _epoch(self, number: int) -> None:
@@ -177,11 +187,12 @@ class Trainer:
         """The final embeddings with the weights of epoch ``number``; finite weights can still overflow in them."""
         self.model.eval()
         user, item = self.model.embeddings()
-        for name, x in (("user", user), ("item", item)):
-            if first_not_finite([(name, x)]) is not None:
-                raise DivergenceError(
-                    f"training stopped in epoch {number}: the final {name} embeddings are not finite; {self._advice()}"
-                )
+        try:
+            check_finite(user, item)
+        except ValueError as error:
+            raise DivergenceError(
+                f"training stopped in epoch {number}: the final embeddings diverged ({error}); {self._advice()}"
+            ) from error
         return user, item
 
     def _measure(self, split: str, user: Tensor, item: Tensor) -> dict[str, float]:
@@ -252,7 +263,7 @@ class Trainer:
 
     def _advice(self) -> str:
         rate = self.config.training.learning_rate
-        advice = f"try a lower learning rate (--set training.learning_rate={rate / 10:g})"
+        advice = f"try a lower learning rate (--set training.learning_rate={min(rate / 10, SOUND_RATE):g})"
         if self.config.training.gradient_clip is None:
             advice += " or clip the gradient (--set training.gradient_clip=1)"
         return advice

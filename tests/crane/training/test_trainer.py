@@ -176,6 +176,49 @@ def test_a_torn_last_line_of_metrics_is_dropped(tmp_path: Path, make_trainer: Ma
     assert [line["epoch"] for line in timeless(tmp_path / "run")] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:1], r"metrics\.jsonl: found 1 lines, expected one for each of 2 epochs"),
+        (lambda lines: ["{", *lines[1:]], r"metrics\.jsonl, line 1: expected a JSON object, found '\{'"),
+        (lambda _: [], r"metrics\.jsonl: found 0 lines"),
+    ],
+)
+def test_damaged_metrics_are_refused_before_training(
+    tmp_path: Path, make_trainer: MakeTrainer, change: Callable[[list[str]], list[str]], message: str
+) -> None:
+    trainer = make_trainer(tmp_path / "run")
+    trainer.reporter = Interrupt(9)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text("".join(line + "\n" for line in change(metrics.read_text().splitlines())))
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path / "run")
+
+
+def test_a_run_that_is_being_trained_is_refused(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(tmp_path / "run")
+    other = RunFolder(tmp_path / "run")
+    other.claim()
+    with pytest.raises(ValueError, match=r"another process is training the run .*run: wait for it or end it first"):
+        trainer.fit()
+    assert not trainer.folder.metrics.exists()
+    other.release()
+    assert trainer.fit().epoch == 4
+    other.claim()
+
+
+def test_files_half_written_when_killed_are_removed(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    left = [tmp_path / "run" / name for name in ("curves.png.partial", ".tmpAb12Cd", "checkpoints/.tmpTkZFrX")]
+    for path in left:
+        path.write_text("half")
+    trainer.fit()
+    assert not any(path.exists() for path in left)
+
+
 class Random(LightGCN):
     """Uses both kinds of randomness that a model has in training."""
 
@@ -257,7 +300,10 @@ def test_weights_whose_embeddings_overflow_are_a_divergence(
     trainer = make_trainer(tmp_path / "run")
     embeddings = trainer.model.embeddings()
     monkeypatch.setattr(trainer.model, "embeddings", lambda: (embeddings[0], embeddings[1] * float("inf")))
-    with pytest.raises(DivergenceError, match=r"epoch 1: the final item embeddings are not finite; try a lower"):
+    with pytest.raises(DivergenceError, match=r"epoch 1: the final embeddings diverged \(item: row 0 is not finite"):
+        trainer.fit()
+    monkeypatch.setattr(trainer.model, "embeddings", lambda: tuple(part.clamp(min=1) * 1e30 for part in embeddings))
+    with pytest.raises(DivergenceError, match=r"epoch 1: the final .* dot products can reach .*; try a lower"):
         trainer.fit()
 
 
