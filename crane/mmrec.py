@@ -48,6 +48,10 @@ def _metrics(value: Any) -> list[str]:
     return [_metric(entry) for entry in value]
 
 
+def _patience(steps: Any) -> int:
+    return int(steps) + 1  # MMRec stops once more than that many evaluations in a row are no better
+
+
 def _kept(dropout: Any) -> float:
     return 1 - float(dropout)
 
@@ -55,7 +59,7 @@ def _kept(dropout: Any) -> float:
 _TARGETS = {
     "seed": _Target("seed"),
     "epochs": _Target("training.epochs"),
-    "stopping_step": _Target("training.patience"),
+    "stopping_step": _Target("training.patience", _patience),
     "eval_step": _Target("training.eval_every"),
     "train_batch_size": _Target("training.batch_size"),
     "learning_rate": _Target("training.learning_rate"),
@@ -98,6 +102,9 @@ _ONLY = {
     "end2end": False,
     "req_training": True,
 }
+_ONLY_OF_MODEL = {"freedom": {"n_mm_layers": 1}}
+# Settings that mean something else here: MMRec weighs norms of embeddings, and l2 weighs their squares.
+_OTHERWISE = {"lightgcn": {"reg_weight": "model.l2"}, "vbpr": {"reg_weight": "model.l2"}}
 _LISTS = {"metrics", "topk", "learning_rate_scheduler", "weight_size"}
 _READ = {_SEARCHED, "data_path", "inter_file_name", "learning_rate_scheduler", "feat_embed_dim"}
 
@@ -136,11 +143,15 @@ def read(folder: Path, model: str = "crane", data: str | None = None, given: fro
     for key, target in targets.items():
         if key in values and target.name not in given:
             _put(mapping, target.name, target.convert(_single(key, values[key], origin[key], target.name)))
-    for key, expected in _ONLY.items():
+    only, otherwise = {**_ONLY, **_ONLY_OF_MODEL.get(model, {})}, _OTHERWISE.get(model, {})
+    for key, expected in only.items():
         if key in values and _lower(values[key]) != expected:
             raise ValueError(f"{origin[key]}: {key} is {values[key]!r}, and only {expected!r} has a meaning here")
+    for key, name in otherwise.items():
+        if key in values and name not in given:
+            raise ValueError(f"{origin[key]}: {key} has another meaning than {name}: give --set {name}=... for it")
     _check_widths(values, origin)
-    return Settings(mapping, tuple(sorted(values.keys() - targets.keys() - _ONLY.keys() - _READ)))
+    return Settings(mapping, tuple(sorted(values.keys() - targets.keys() - only.keys() - otherwise.keys() - _READ)))
 
 
 def _configs(folder: Path) -> Path:

@@ -93,7 +93,7 @@ def test_settings_are_taken_over(toolbox: Path) -> None:
     assert (model.image_weight, model.edge_keep, model.attention, model.recursions) == (0.1, 1.0, "items", 0)
     assert model.trainable_features
     assert config.seed == 999
-    assert (training.epochs, training.patience, training.batch_size, training.eval_every) == (3, 20, 64, 1)
+    assert (training.epochs, training.patience, training.batch_size, training.eval_every) == (3, 21, 64, 1)
     assert (training.learning_rate, training.metric, training.device) == (1e-3, "recall@20", "cpu")
     assert (training.schedule, training.decay_factor, training.decay_epochs) == ("step", 0.5, 1)  # 0.25^(1/2)
     assert config.evaluation.metrics == ("recall", "ndcg", "precision", "map")
@@ -109,6 +109,25 @@ def test_a_list_to_search_needs_a_choice(toolbox: Path) -> None:
         mmrec.read(toolbox, "freedom")
     config = RunConfig.from_mapping(mmrec.read(toolbox, "freedom", given=frozenset({"model.edge_keep"})).mapping)
     assert (config.model_config.feature_weight, config.model_config.neighbours) == (0.001, 4)
+
+
+def test_what_means_something_else_must_be_given_by_its_name_here(toolbox: Path) -> None:
+    change(toolbox, "model/LightGCN", "n_layers: 2\nreg_weight: [1e-4]\n")
+    message = r"LightGCN.yaml: reg_weight has another meaning than model.l2: give --set model.l2=... for it"
+    with pytest.raises(ValueError, match=message):
+        mmrec.read(toolbox, "lightgcn")
+    found = mmrec.read(toolbox, "lightgcn", given=frozenset({"model.l2"}))
+    assert found.mapping["model"] == {"name": "lightgcn", "dim": 64, "layers": 2}
+    assert "reg_weight" not in found.unused
+
+
+def test_freedom_has_one_layer_of_the_item_graph(toolbox: Path) -> None:
+    given = frozenset({"model.edge_keep"})
+    change(toolbox, "model/FREEDOM", "n_mm_layers: 1\n")
+    assert "n_mm_layers" not in mmrec.read(toolbox, "freedom", given=given).unused
+    change(toolbox, "model/FREEDOM", "n_mm_layers: 2\n")
+    with pytest.raises(ValueError, match="n_mm_layers is 2, and only 1 has a meaning here"):
+        mmrec.read(toolbox, "freedom", given=given)
 
 
 def test_data_by_name_by_folder_and_alone(toolbox: Path, tmp_path: Path) -> None:
