@@ -116,11 +116,12 @@ def _of_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _rows(what: str, ids: np.ndarray, table: Tensor) -> Tensor:
-    """The rows of ``table`` that belong to ``ids``: ids that are numbers are the rows themselves."""
-    rows = ids if ids.dtype.kind == "i" else np.arange(len(ids))
-    if int(rows.max(initial=-1)) >= len(table):
-        raise ValueError(f"dataset: found {what} {rows.max()}, expected ids below {len(table)}, the rows in the state")
-    return torch.from_numpy(np.asarray(rows, dtype=np.int64))
+    """The rows of ``table`` that belong to ``ids``, which are the rows themselves."""
+    wrong = ids[(ids < 0) | (ids >= len(table))] if ids.dtype.kind == "i" else ids
+    if len(wrong):
+        expected = f"expected integers from 0 to {len(table) - 1}, the rows in the state"
+        raise ValueError(f"dataset: found {what} {wrong.tolist()[0]!r}, {expected}")
+    return torch.from_numpy(ids.astype(np.int64))
 
 
 def _modalities(dataset: Dataset) -> list[str]:

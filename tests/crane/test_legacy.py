@@ -1,5 +1,6 @@
 """Models of the authors' released code, written from its description, and what loads their state dicts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,7 @@ def test_training_goes_on_from_the_loaded_weights(dataset: Dataset) -> None:
     [
         ({"image_trs.bias": None}, {}, ValueError, "found no image_trs.bias"),
         ({"gate.weight": torch.zeros(1)}, {}, ValueError, "found gate.weight, which the released CRANE does not have"),
-        ({"user_embedding.weight": torch.zeros(20, DIM)}, {}, ValueError, "found user 39, expected ids below 20"),
+        ({"user_embedding.weight": torch.zeros(20, DIM)}, {}, ValueError, "found user 20, expected integers from 0"),
         (
             {"cross_modal_attention.visual_proj.weight": torch.zeros(DIM, 24)},
             {},
@@ -164,6 +165,13 @@ def test_refusals(
             state[name] = value
     with pytest.raises(error, match=text):
         legacy.from_state_dict(state, dataset, **settings)
+
+
+@pytest.mark.parametrize("ids", [np.arange(30) - 1, np.array([f"i{item}" for item in range(30)], dtype=object)])
+def test_ids_that_are_no_rows_are_refused(dataset: Dataset, ids: np.ndarray) -> None:
+    state = released(dataset, "items").state_dict()
+    with pytest.raises(ValueError, match=rf"found item '?{ids[0]}'?, expected integers from 0 to 29"):
+        legacy.from_state_dict(state, replace(dataset, item_ids=ids))
 
 
 def test_two_modalities_are_needed(dataset: Dataset) -> None:
