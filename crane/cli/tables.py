@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from crane.config import EvaluationConfig
 
@@ -14,7 +15,7 @@ def plain_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: 
     """A table of a title, a header and rows, with a line under the header."""
     table = Table(*header, title=title, box=box.SIMPLE, title_justify="left")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     return table
 
 
