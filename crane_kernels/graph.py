@@ -290,14 +290,23 @@ class Graph:
 
     def degrees(self) -> Tensor:
         """Sum of each row's values (the number of its edges, where all values are one): (n_rows,), dtype of value."""
-        if self._value.requires_grad:  # segments have no second derivative
-            return self._value.new_zeros(self.n_rows).index_add(0, self.row(), self._value)
-        return torch.segment_reduce(self._value, "sum", offsets=self.rowptr)
+        return self._row_sums().to(self.dtype)
+
+    def _wide(self) -> Tensor:
+        """The values, in float32 for half precision, in which a sum of ones stops growing."""
+        return self._value.to(torch.promote_types(self.dtype, torch.float32))
+
+    def _row_sums(self) -> Tensor:
+        value = self._wide()
+        if value.requires_grad:  # segments have no second derivative
+            return value.new_zeros(self.n_rows).index_add(0, self.row(), value)
+        return torch.segment_reduce(value, "sum", offsets=self.rowptr)
 
     def _column_sums(self) -> Tensor:
         if self._symmetric:
-            return self.degrees()
-        return self._value.new_zeros(self.n_cols).index_add(0, self.col, self._value)
+            return self._row_sums()
+        value = self._wide()
+        return value.new_zeros(self.n_cols).index_add(0, self.col, value)
 
     def transpose(self) -> Graph:
         """The transpose; built when first asked for and kept. A graph known to be symmetric is its own."""
@@ -407,14 +416,15 @@ class Graph:
         if self.nnz and float(self._value.detach().min()) < 0:
             raise ValueError("normalize: found negative values, expected values of at least zero")
         power = -0.5 if how == "symmetric" else -1.0
-        scale = torch.ones_like(self._value)
+        value = self._wide()
+        scale = torch.ones_like(value)
         if how != "column":
-            factor = _safe_power(self.degrees(), power)
+            factor = _safe_power(self._row_sums(), power)
             scale = torch.repeat_interleave(factor, self.rowptr.diff(), output_size=self.nnz)
         if how != "row":
             scale = scale * _safe_power(self._column_sums(), power).index_select(0, self.col)
         symmetric = self._symmetric if how == "symmetric" else None
-        return Graph._of(self._structure, self._value * scale, symmetric)
+        return Graph._of(self._structure, (value * scale).to(self.dtype), symmetric)
 
     def bipartite(self) -> Graph:
         """The symmetric graph [[0, A], [A^T, 0]] over rows and columns: shape (n_rows + n_cols,) * 2.
@@ -578,7 +588,8 @@ def _sum_repeats(rowptr: Tensor, col: Tensor, value: Tensor) -> tuple[Tensor, Te
     first = torch.ones_like(row, dtype=torch.bool)
     first[1:] = (row[1:] != row[:-1]) | (col[1:] != col[:-1])
     place = first.cumsum(0) - 1
-    summed = value.new_zeros(int(place[-1]) + 1).index_add(0, place, value)
+    wide = value.to(torch.promote_types(value.dtype, torch.float32))
+    summed = wide.new_zeros(int(place[-1]) + 1).index_add(0, place, wide).to(value.dtype)
     return _count_rows(row[first], rowptr.numel() - 1), col[first], summed
 
 

@@ -237,6 +237,19 @@ def test_degrees() -> None:
     assert Graph.from_edges(**EDGES).degrees().tolist() == [2, 4]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_sums_of_many_edges(dtype: torch.dtype) -> None:
+    n = 60_000
+    row, col, value = torch.zeros(n, dtype=torch.long), torch.arange(n), torch.ones(n, dtype=dtype)
+    graph = Graph.from_edges(row, col, value, (1, n))
+    exact = torch.tensor([float(n)]).to(dtype)
+    assert torch.equal(graph.degrees(), exact)
+    assert torch.equal(Graph.from_edges(row, row, value).value, exact)
+    assert torch.equal(graph.normalize("row").value, torch.full((n,), 1 / n).to(dtype))
+    assert torch.equal(graph.normalize("symmetric").value, torch.full((n,), n**-0.5).to(dtype))
+    assert torch.equal(graph.normalize("column").value, value)
+
+
 def test_to() -> None:
     graph = Graph.from_edges(**EDGES)
     assert graph.to(torch.float64).value.dtype == torch.float64
