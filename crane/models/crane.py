@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crane.config import check_above, check_at_least, check_between
@@ -15,7 +14,7 @@ from crane.data import Dataset
 from crane.models.attention import AttentionFusion
 from crane.models.base import GraphRecommender, Loss, embedding_table
 from crane.models.batch import Batch
-from crane.models.features import FeatureProjection, item_features, semantic_graph
+from crane.models.features import FeatureProjection, item_features, semantic_graph, unit_rows
 from crane_kernels import Graph, bpr_loss, info_nce, propagate, recursive_cross_modal_attention, spmm
 
 
@@ -107,7 +106,7 @@ class Refinement(nn.Module):
 
         ``profiles`` (N x I) maps rows of items to rows of nodes, as :class:`Profiles` makes it.
         """
-        items = F.normalize(self.projection(), dim=2)
+        items = unit_rows(self.projection())
         if self.recursions:
             x = spmm(profiles, items.flatten(1)).view(-1, *items.shape[1:])
             weights = self.w_joint, self.b_joint, self.w_attend, self.w_out
@@ -117,7 +116,7 @@ class Refinement(nn.Module):
         # A user without a profile stays zero: the bias alone gives no direction, and its gradient would be over zero.
         known = x.any(1, keepdim=True)
         refined = torch.addmm(self.b_refined, x, self.w_refined)
-        return F.normalize(refined.where(known, refined.new_ones(()))) * known
+        return unit_rows(refined.where(known, refined.new_ones(()))) * known
 
 
 class Profiles(nn.Module):
@@ -146,9 +145,10 @@ class Profiles(nn.Module):
         """The graph without the given pairs (those that are edges of it), two (B,) int64 tensors of dense indices."""
         wanted = users * self.n_items + items
         edge = torch.searchsorted(self.key, wanted)
-        kept = torch.ones_like(self.all.value).index_fill(0, edge[self.key[edge] == wanted], 0)
+        dtype = torch.promote_types(self.all.dtype, torch.float32)  # half precision cannot count
+        kept = torch.ones_like(self.all.value, dtype=dtype).index_fill(0, edge[self.key[edge] == wanted], 0)
         count = kept.new_zeros(self.all.n_rows).index_add(0, self.row, kept)
-        return self.all.with_value(kept / count.clamp_min(1)[self.row])
+        return self.all.with_value((kept / count.clamp_min(1)[self.row]).to(self.all.dtype))
 
 
 class CRANE(GraphRecommender):

@@ -59,6 +59,13 @@ def modality_weights(names: list[str], image_weight: float) -> dict[str, float]:
     }
 
 
+def unit_rows(x: Tensor) -> Tensor:
+    """Vectors along the last dimension, scaled to length one; one of zeros stays zero and gets a zero gradient."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    unit: Tensor = x / norm.masked_fill(norm == 0, torch.inf)
+    return unit
+
+
 class FeatureProjection(nn.Module):
     """X_m = F_m P_m + p_m for every modality.
 

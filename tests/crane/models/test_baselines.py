@@ -32,21 +32,33 @@ def _layer_mean(graph: Tensor, initial: Tensor, layers: int) -> Tensor:
     return torch.stack([torch.matrix_power(graph, layer) @ initial for layer in range(layers + 1)]).mean(0)
 
 
-def test_lightgcn_scores(make_dataset: MakeDataset) -> None:
+def _half_squared_norms(initial: Tensor, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """Of the batch's rows of (U + I, d) initial embeddings, a triple."""
+    rows = torch.cat([users, positives + 40, negatives + 40])
+    return initial[rows].square().sum() / (2 * len(users))
+
+
+def test_lightgcn_scores_and_loss(make_dataset: MakeDataset) -> None:
     dataset = make_dataset()
-    model = _model(LightGCN, dataset, layers=3).double()
+    model = _model(LightGCN, dataset, layers=3, l2=0.2).double()
     adjacency = dataset.graph("train").to_dense().double()
     normalised = adjacency / (adjacency.sum(1, keepdim=True) * adjacency.sum(0)).sqrt().clamp_min(1e-30)
     square = torch.zeros(70, 70, dtype=torch.float64)
     square[:40, 40:], square[40:, :40] = normalised, normalised.T
-    nodes = _layer_mean(square, torch.cat([model.user_embedding, model.item_embedding]), 3)
+    initial = torch.cat([model.user_embedding, model.item_embedding])
+    nodes = _layer_mean(square, initial, 3)
     user, item = model.embeddings()
     torch.testing.assert_close(torch.cat([user, item]), nodes.detach())
+    batch = _batch(dataset)
+    bpr, l2 = _bpr(nodes[:40] @ nodes[40:].T, *batch), 0.2 * _half_squared_norms(initial, *batch)
+    loss = model.loss(*batch)
+    torch.testing.assert_close(loss.total, bpr + l2)
+    torch.testing.assert_close(loss.parts, {"bpr": bpr.detach(), "l2": l2.detach()})
 
 
 def test_freedom_scores_and_loss(make_dataset: MakeDataset) -> None:
     dataset = make_dataset("image", "text")
-    model = _model(FREEDOM, dataset, neighbours=4, feature_weight=0.3, l2=0.0).double()
+    model = _model(FREEDOM, dataset, neighbours=4, feature_weight=0.3, l2=0.2).double()
     model.begin_epoch(np.random.default_rng(0))
     initial = torch.cat([model.user_embedding, model.item_embedding])
     semantic = model.item_graph.to_dense().double() @ model.item_embedding
@@ -60,7 +72,7 @@ def test_freedom_scores_and_loss(make_dataset: MakeDataset) -> None:
     assert model.epoch_graph.nnz == 2 * round(0.2 * len(dataset.train))
     user, item = outputs(model.epoch_graph.to_dense())
     batch = _batch(dataset)
-    expected = _bpr(user @ item.T, *batch)
+    expected = _bpr(user @ item.T, *batch) + 0.2 * _half_squared_norms(initial, *batch)
     for features in model.projection().unbind(1):
         expected = expected + 0.3 * _bpr(user @ features.T, *batch)
     torch.testing.assert_close(model.loss(*batch).total, expected)

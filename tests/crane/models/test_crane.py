@@ -194,6 +194,20 @@ def test_every_parameter_gets_a_gradient(make_dataset: MakeDataset) -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
+def test_items_without_features_leave_the_gradient_finite_and_as_large_as_others(make_dataset: MakeDataset) -> None:
+    """Before p_m has moved, a row of zeros is projected to zero, which has no direction."""
+    dataset = make_dataset("image", "text")
+    whole = _model(dataset)
+    whole.loss(*_batch(dataset)).total.backward()
+    dataset.features["image"][:2] = 0
+    model = _model(dataset)
+    model.loss(*_batch(dataset)).total.backward()
+    for (name, p), other in zip(model.named_parameters(), whole.parameters(), strict=True):
+        assert p.grad is not None, name
+        assert other.grad is not None, name
+        assert 0 < p.grad.norm() < 3 * other.grad.norm(), name
+
+
 def test_user_whose_only_item_is_in_the_batch_has_an_empty_profile_and_a_finite_loss() -> None:
     dataset = _one_item_each()
     model = _model(dataset)
@@ -248,6 +262,16 @@ def _all_items_of_some_users(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor]:
     chosen = dataset.train.users < 5
     users, items = torch.from_numpy(dataset.train.users[chosen]), torch.from_numpy(dataset.train.items[chosen])
     return users, items, (items + 1) % dataset.n_items
+
+
+def test_profiles_count_in_half_precision_too() -> None:
+    n = 1000
+    profiles = Profiles(Graph.from_edges(torch.zeros(n, dtype=torch.long), torch.arange(n), shape=(1, n)))
+    profiles.all = profiles.all.to(torch.bfloat16)
+    without = profiles.without(torch.tensor([0]), torch.tensor([0])).value[:n]
+    expected = torch.full((n,), 1 / (n - 1), dtype=torch.bfloat16)
+    expected[0] = 0
+    assert torch.equal(without, expected)
 
 
 def test_profiles_leave_out_the_given_pairs_and_no_others() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from crane.data import Dataset
-from crane.models.features import FeatureProjection, item_features, modality_weights, semantic_graph
+from crane.models.features import FeatureProjection, item_features, modality_weights, semantic_graph, unit_rows
 
 
 def _row_normalised_neighbours(features: torch.Tensor, k: int) -> torch.Tensor:
@@ -39,6 +39,15 @@ def test_without_neighbours_the_semantic_graph_is_the_identity(make_dataset: Cal
 )
 def test_modality_weights(names: list[str], expected: dict[str, float]) -> None:
     assert modality_weights(names, 0.1) == pytest.approx(expected)
+
+
+def test_unit_rows_scale_all_but_zeros() -> None:
+    x = torch.tensor([[[3.0, 4.0], [0.0, 0.0]], [[0.0, -1e-15], [5.0, 0.0]]], requires_grad=True)
+    unit = unit_rows(x)
+    torch.testing.assert_close(unit, torch.tensor([[[0.6, 0.8], [0.0, 0.0]], [[0.0, -1.0], [1.0, 0.0]]]))
+    (gradient,) = torch.autograd.grad((unit * torch.tensor([1.0, 2.0])).sum(), x)
+    assert torch.equal(gradient[0, 1], torch.zeros(2))
+    torch.testing.assert_close(gradient[0, 0], torch.tensor([1.0, 2.0]) / 5 - torch.tensor([3.0, 4.0]) * 11 / 125)
 
 
 @pytest.mark.parametrize("trainable", [False, True])
