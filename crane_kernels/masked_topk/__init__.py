@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from crane_kernels import checks, dispatch, extension, triton_support
@@ -22,7 +23,8 @@ def masked_topk(
 ) -> tuple[Tensor, Tensor]:
     """The k items of the highest score <user, item> for each user, in descending order, ties by lowest item index.
 
-    Scores are compared as they come out in the dtype of ``user``. Not differentiable: the results have no gradient.
+    Scores are compared as they come out in the dtype of ``user``, under autocast too. Not differentiable: the results
+    have no gradient.
 
     Args:
         user: (U, d), floating point, finite.
@@ -51,5 +53,6 @@ def masked_topk(
         checks.same_device("seen", seen.value, user.device, "user")
     checks.finite_rows("user", user)
     checks.finite_rows("item", item)
-    result: tuple[Tensor, Tensor] = dispatch.call("masked_topk", implementation, user, item, seen, k)
+    with torch.autocast(user.device.type, enabled=False):
+        result: tuple[Tensor, Tensor] = dispatch.call("masked_topk", implementation, user, item, seen, k)
     return result

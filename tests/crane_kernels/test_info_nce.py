@@ -309,3 +309,15 @@ def test_compiled_refuses_half_precision_and_computes_in_float32_under_autocast(
     assert all(map(torch.equal, outside, inside))
     with pytest.raises(RuntimeError, match=r"a has dtype torch\.bfloat16, not float32 or float64"):
         info_nce(*(leaf.detach().bfloat16() for leaf in leaves), 0.2, implementation="cpp")
+
+
+@pytest.mark.parametrize("implementation", ["reference", None])
+@pytest.mark.parametrize("n", [40, reference.KEPT_ROWS + 1])
+def test_autocast_changes_nothing(n, implementation):
+    leaves = [x.detach().float().requires_grad_() for x in views(n, 16)]
+    expected = info_nce(*leaves, 0.1, implementation=implementation)
+    gradients = torch.autograd.grad(expected, leaves)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = info_nce(*leaves, 0.1, implementation=implementation)
+        assert torch.equal(found, expected)
+        assert all(map(torch.equal, torch.autograd.grad(found, leaves), gradients))

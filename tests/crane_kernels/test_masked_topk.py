@@ -102,6 +102,13 @@ def test_stored_zeros_count_as_seen():
     assert masked_topk(torch.ones(1, 1), torch.ones(2, 1), seen, 2)[1].tolist() == [[1, -1]]
 
 
+def test_autocast_changes_nothing():
+    user, item = (table + 0.1 for table in tables(8, 300, 16))
+    expected = masked_topk(user, item, None, 10)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, masked_topk(user, item, None, 10), expected))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_dtype_of_scores_and_no_gradient(dtype):
     user, item = (table.to(dtype).requires_grad_() for table in tables(3, 4, 2))
