@@ -128,7 +128,7 @@ def read_list_column(column: Column, ids: np.ndarray, invalid: InvalidFeatures) 
     """
     values = column.values
     kind = values.type
-    if not (pa.types.is_string(kind) or pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)):
+    if not (pa.types.is_string(kind) or is_list(kind)):
         raise ValueError(f"{column.source.path}: column {column.name!r} is {kind}, expected lists of numbers")
     if pa.types.is_string(values.type):
         values = pc.split_pattern_regex(pc.utf8_trim_whitespace(values), r"[ \t]+")
@@ -149,6 +149,11 @@ def read_list_column(column: Column, ids: np.ndarray, invalid: InvalidFeatures) 
     matrix[present] = numbers.reshape(-1, width)
     read = _checked(column.source, matrix, invalid, ids)
     return replace(read, present=read.present & present)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether the values of an Arrow type are lists, whatever the width of their offsets."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _numbers(column: Column, flat: pa.Array, rows: np.ndarray, width: int) -> np.ndarray:

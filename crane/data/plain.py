@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crane.data.config import DataConfig
 from crane.data.dataset import Dataset
-from crane.data.features import Features, distinct_ids, modality_files, read_ids, read_list_column, read_npy
+from crane.data.features import Features, distinct_ids, is_list, modality_files, read_ids, read_list_column, read_npy
 from crane.data.log import build, read_log
 from crane.data.table import PARQUET_SUFFIXES, Source
 
@@ -60,8 +59,7 @@ def _files(config: DataConfig, folder: Path, item: str) -> dict[str, Path]:
     table = folder / ITEMS
     if config.modalities == "auto" and table.is_file():
         Source.of(table).header()
-        schema = pq.read_schema(table)
-        lists = [f.name for f in schema if pa.types.is_list(f.type) or pa.types.is_fixed_size_list(f.type)]
+        lists = [field.name for field in pq.read_schema(table) if is_list(field.type)]
         files |= {name: table for name in lists if name != item}
     return files
 

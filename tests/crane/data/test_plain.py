@@ -151,10 +151,9 @@ def test_npy_features_follow_the_ids_beside_them(tmp_path, as_text):
     assert data.summary()["cold_items"] >= 1
 
 
-@pytest.mark.parametrize("width", [-1, 2])
-def test_parquet_features_are_list_columns(tmp_path, width):
+@pytest.mark.parametrize("lists", [pa.list_(pa.float64()), pa.list_(pa.float32(), 2), pa.large_list(pa.float32())])
+def test_parquet_features_are_list_columns(tmp_path, lists):
     write_csv(tmp_path, "user,item", "u,1", "u,2", "v,2")
-    lists = pa.list_(pa.float32(), width) if width > 0 else pa.list_(pa.float64())
     table = pa.table(
         {
             "item": ["2", "1", "x"],
