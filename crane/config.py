@@ -306,7 +306,7 @@ def _section(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, Mapping):
-        raise TypeError(f"{name} must be a mapping of settings, found {_type_name(content)}")
+        raise TypeError(f"{name} must be a mapping of settings, found {_shown(content)}")
     return dict(content)
 
 

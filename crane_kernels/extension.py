@@ -19,6 +19,25 @@ _FOLDER = Path(__file__).parent
 OPERATORS = _FOLDER / "_ops.so"
 CUDA_OPERATORS = _FOLDER / "_ops_cuda.so"
 RECORD = _FOLDER / "_build.json"
+# What is called here: a library of another version may lack some of it.
+EXPECTED_OPERATORS = (
+    "spmm",
+    "spmm_t",
+    "spmm_max",
+    "sddmm",
+    "propagate",
+    "propagate_t",
+    "sort_edges",
+    "transpose",
+    "masked_topk",
+    "info_nce",
+    "info_nce_backward",
+    "modality_attention",
+    "modality_attention_backward",
+    "recursive_cross_modal_attention",
+    "recursive_cross_modal_attention_backward",
+)
+EXPECTED_FUNCTIONS = ("instruction_set", "instruction_sets", "prune_edges", "sample_negatives")
 
 
 def build_record() -> dict[str, Any]:
@@ -44,6 +63,9 @@ def _load() -> tuple[ModuleType | None, str | None]:
     except (OSError, ImportError, RuntimeError) as error:
         first_line = str(error).strip().partition("\n")[0]
         return None, f"the compiled extension does not load: {first_line}"
+    operators = all(hasattr(torch.ops.crane_kernels, name) for name in EXPECTED_OPERATORS)
+    if not operators or not all(hasattr(host, name) for name in EXPECTED_FUNCTIONS):
+        return None, "the compiled extension was built from another version of the source: build it again"
     host.instruction_set()  # a wrong CRANE_ISA is an error at once
     return host, None
 

@@ -9,12 +9,14 @@ from rich.console import Console
 from crane.cli.errors import user_errors
 from crane.cli.tables import metrics_table
 from crane.evaluation import evaluate_split
+from crane.training.environment import operations
 from crane.training.run import load_run
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the metrics of a run's best weights on a split; returns the exit code."""
     with user_errors():
+        operations()  # refuses those that CRANE_IMPLEMENTATION asks for and that cannot run
         trained = load_run(arguments.run)
         evaluation = trained.config.evaluation
         user, item = trained.model.embeddings()

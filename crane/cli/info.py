@@ -6,13 +6,15 @@ import argparse
 
 from rich.console import Console
 
+from crane.cli.errors import user_errors
 from crane.cli.tables import plain_table
 from crane.training.environment import environment
 
 
 def run(_arguments: argparse.Namespace) -> int:
     """Print versions, extension, threads, devices and what serves each operation; returns the exit code."""
-    found = environment()
+    with user_errors():
+        found = environment()
     facts = [(name, version or "not installed") for name, version in found["versions"].items()]
     facts += [
         ("extension", found["extension"]),

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from crane.cli.errors import UserError
+from crane.cli.errors import UserError, user_errors
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     try:
         arguments = _parser().parse_args(argv)
-        command = importlib.import_module(f"crane.cli.{arguments.command}")
+        with user_errors():  # crane_kernels reads its environment variables when it is imported
+            command = importlib.import_module(f"crane.cli.{arguments.command}")
         return int(command.run(arguments))
     except SystemExit as stop:  # argparse, after --help or a wrong argument
         return int(stop.code or 0)

@@ -12,6 +12,7 @@ from rich.console import Console
 from crane.cli.errors import user_errors
 from crane.cli.tables import plain_table
 from crane.recommend import check_table_path, load, save_table
+from crane.training.environment import operations
 
 _PRINTED_ROWS = 100
 
@@ -19,6 +20,7 @@ _PRINTED_ROWS = 100
 def run(arguments: argparse.Namespace) -> int:
     """Recommend items to users: print a table, and write a file when asked to; returns the exit code."""
     with user_errors():
+        operations()  # refuses those that CRANE_IMPLEMENTATION asks for and that cannot run
         output = None if arguments.output is None else Path(arguments.output)
         if output is not None:
             check_table_path(output)

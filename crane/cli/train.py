@@ -17,8 +17,8 @@ from crane.cli.tables import metrics_table
 from crane.config import RunConfig, merge, read_yaml
 from crane.data import load_dataset
 from crane.data.config import DEMO
-from crane.training.environment import environment
-from crane.training.folder import RunFolder
+from crane.training.environment import environment, operations
+from crane.training.folder import RunFolder, new_folder
 from crane.training.progress import console_reporter
 from crane.training.report import write_report
 from crane.training.run import default_folder
@@ -28,6 +28,8 @@ from crane.training.trainer import DivergenceError, Trainer, reproducible
 def run(arguments: argparse.Namespace) -> int:
     """Train, or continue, a run; returns the exit code."""
     console = Console()
+    with user_errors():
+        operations()  # refuses those that CRANE_IMPLEMENTATION asks for and that cannot run
     trainer = _resumed(arguments, console) if arguments.resume is not None else _new(arguments, console)
     folder = trainer.folder
     console.print(trainer.dataset.describe(), markup=False, highlight=False)
@@ -52,16 +54,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _new(arguments: argparse.Namespace, console: Console) -> Trainer:
-    """A trainer in a new run folder, which is made once nothing can be refused any more."""
+    """A trainer in a new run folder, of which nothing stays if something is refused."""
     with user_errors():
         config = _configuration(arguments)
-        folder = RunFolder(Path(arguments.output) if arguments.output is not None else default_folder(config))
-        folder.check_new()
-        dataset = load_dataset(config.data)
-        trainer = Trainer(config, dataset, folder, console_reporter(console))
-        with reproducible(config.training.threads):
-            folder.create(config, environment())
-        folder.claim()
+        path = default_folder(config) if arguments.output is None else Path(arguments.output)
+        with new_folder(path, numbered=arguments.output is None) as folder:
+            dataset = load_dataset(config.data)
+            trainer = Trainer(config, dataset, folder, console_reporter(console))
+            with reproducible(config.training.threads):
+                folder.create(config, environment())
+                folder.claim()
     return trainer
 
 
@@ -77,9 +79,10 @@ def _resumed(arguments: argparse.Namespace, console: Console) -> Trainer:
         folder.check_run()
         folder.claim()
         config = RunConfig.load(folder.config)
+        began = folder.read_environment()  # the report at the end needs it too
         threads = arguments.threads
         if threads is None:
-            threads = config.training.threads or folder.read_environment()["threads"]
+            threads = config.training.threads or began["threads"]
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, threads=threads))
         dataset = load_dataset(config.data)
         return Trainer(config, dataset, folder, console_reporter(console))
@@ -102,7 +105,7 @@ def _configuration(arguments: argparse.Namespace) -> RunConfig:
         mapping = {} if arguments.config is None else read_yaml(Path(arguments.config))
     mapping = merge(mapping, settings)
     data = mapping.get("data")
-    if not isinstance(data, dict) or "path" not in data:
+    if data is None or (isinstance(data, dict) and "path" not in data):
         raise ValueError("there is no data set to train on: give --data demo, or --data and the path of your own")
     config = RunConfig.from_mapping(mapping)
     if config.data.path == DEMO:

@@ -67,10 +67,16 @@ class Source:
         """Read the named columns; text files give text (CSV without the spaces around it), Parquet its own types.
 
         Raises:
-            ValueError: a column is missing, a line has another number of fields than the header or is not UTF-8,
-                or there are no rows.
+            ValueError: a column is missing or wanted twice, a line has another number of fields than the header
+                or is not UTF-8, or there are no rows.
         """
         header = self.header()
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"{self.path}: column {twice!r} is wanted for two things, expected a column each for users and items, "
+                "and for labels, times and features where there are any"
+            )
         for name in names:
             if name not in header:
                 raise ValueError(f"{self.path}: no column {name!r}, found {', '.join(map(repr, header))}")

@@ -17,7 +17,11 @@ from crane_kernels import dispatch, extension
 
 
 def environment() -> dict[str, Any]:
-    """Versions, platform, threads, devices, the extension, and the implementation that serves each operation."""
+    """Versions, platform, threads, devices, the extension, and the implementation that serves each operation.
+
+    Raises:
+        ValueError: an implementation was requested that cannot run here.
+    """
     return {
         "versions": {
             "crane": _version("crane-recommender"),
@@ -39,10 +43,17 @@ def environment() -> dict[str, Any]:
 
 
 def operations() -> dict[str, dict[str, Any]]:
-    """For each operation, the implementation that serves a call here, whether it was requested, and why no other."""
+    """For each operation, the implementation that serves a call here, whether it was requested, and why no other.
+
+    Raises:
+        ValueError: one was requested that cannot run here.
+    """
     result = {}
     for name in dispatch.operations():
-        choice = dispatch.environment_choice(name)
+        try:
+            choice = dispatch.environment_choice(name)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
         result[name] = {
             "implementation": choice.implementation.name,
             "requested": choice.requested,

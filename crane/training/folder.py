@@ -14,17 +14,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import itertools
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from crane.config import RunConfig
-from crane.files import TEMPORARY_SUFFIX, write_text
+from crane.files import TEMPORARY_SUFFIX, locked, write_text
 from crane.training.checkpoint import Checkpoints
 
 SAFETENSORS_TEMPORARY = ".tmp??????"  # what safetensors writes before it renames
+
+
+@contextmanager
+def new_folder(path: Path, *, numbered: bool = False) -> Iterator[RunFolder]:
+    """Make the folder of a run that the block creates; where the block fails, the folder is gone again.
+
+    Args:
+        path: the folder, which does not exist or is empty.
+        numbered: a folder that exists is left to whom it belongs, and one with a number after its name is made.
+
+    Raises:
+        ValueError: what :meth:`RunFolder.check_new` refuses.
+    """
+    folder, made = _make(path, numbered)
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):  # somebody else has put something in it
+            for new in made:
+                new.rmdir()
+        raise
+
+
+def _make(path: Path, numbered: bool) -> tuple[RunFolder, list[Path]]:
+    """The folder, and the folders that were made for it, innermost first."""
+    candidate = path
+    for number in itertools.count(2):
+        made = [new for new in (candidate, *candidate.parents) if not new.exists()]
+        if candidate in made or not numbered:
+            folder = RunFolder(candidate)
+            folder.check_new()
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                candidate.mkdir(parents=True, exist_ok=not numbered)
+                break
+        candidate = path.with_name(f"{path.name}-{number}")
+    return folder, made
 
 
 class RunFolder:
@@ -73,17 +113,26 @@ class RunFolder:
         """Make the folder and write configuration and environment.
 
         Raises:
-            ValueError: what :meth:`check_new` refuses.
+            ValueError: what :meth:`check_new` refuses, or another process is making a run in the folder.
         """
         self.check_new()
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.environment, json.dumps(environment, indent=2) + "\n")
-        config.save(self.config)  # last: it is what makes the folder a run
+        with locked(self.path):
+            self.check_new()  # again, for what another process did before the lock
+            write_text(self.environment, json.dumps(environment, indent=2) + "\n")
+            config.save(self.config)  # last: it is what makes the folder a run
 
     def read_environment(self) -> dict[str, Any]:
-        """What :meth:`create` wrote about the environment."""
-        content: dict[str, Any] = json.loads(self.environment.read_text(encoding="utf-8"))
-        return content
+        """What :meth:`create` wrote about the environment.
+
+        Raises:
+            ValueError: the file does not hold it.
+        """
+        try:
+            content = json.loads(self.environment.read_text(encoding="utf-8"))
+            return {name: content[name] for name in ("versions", "processor", "threads", "operations")}
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"{self.environment} is damaged: {error!r}, expected what the run began on") from error
 
     def claim(self) -> None:
         """Keep others from training this run until :meth:`release`, or until this process ends.
@@ -93,7 +142,7 @@ class RunFolder:
         """
         if self._claim is not None:
             return
-        file = self.config.open("rb")  # locked for this: it is there as long as the run, and never written again
+        file = self.config.open("r+b")  # locked for this: it is there as long as the run, and never written again
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

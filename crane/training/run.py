@@ -52,14 +52,8 @@ def build_model(config: RunConfig, dataset: Dataset) -> Recommender:
 
 
 def default_folder(config: RunConfig) -> Path:
-    """``runs/<model>-<data>-<timestamp>``, a path that does not exist yet."""
-    data = Path(config.data.path).stem
-    base = f"{config.model}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
-    path, number = Path("runs") / base, 1
-    while path.exists():
-        number += 1
-        path = Path("runs") / f"{base}-{number}"
-    return path
+    """``runs/<model>-<data>-<timestamp>``; runs started in the same second share it, so it is to be numbered."""
+    return Path("runs") / f"{config.model}-{Path(config.data.path).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def check_same_data(state: TrainingState, dataset: Dataset) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import crane_kernels
 from crane_kernels import extension
@@ -79,6 +80,30 @@ def test_broken_library_is_reported(tmp_path: Path) -> None:
     (folder / "crane_kernels" / "_ops.so").write_bytes(b"no library")
     done = python("from crane_kernels import extension; print(extension.missing())", PYTHONPATH=str(folder))
     assert "the compiled extension does not load" in done.stdout
+
+
+@pytest.mark.usefixtures("compiled")
+def test_library_of_another_version_is_reported(tmp_path: Path) -> None:
+    folder = package_without_libraries(tmp_path)
+    for library in Path(crane_kernels.__file__).parent.glob("*.so"):
+        shutil.copy(library, folder / "crane_kernels")
+    module = folder / "crane_kernels" / "extension.py"
+    module.write_text(module.read_text().replace('    "spmm",\n', '    "spmm",\n    "of_tomorrow",\n'))
+    code = (
+        "import torch, crane_kernels as ck; from crane_kernels import extension; print(extension.missing());"
+        "print(ck.spmm(ck.Graph.from_edges([0], [1], shape=(2, 2)), torch.ones(2, 1)).tolist())"
+    )
+    reason = "the compiled extension was built from another version of the source: build it again"
+    done = python(code, PYTHONPATH=str(folder))
+    assert done.stdout.splitlines() == [reason, "[[1.0], [0.0]]"], done.stderr
+
+
+@pytest.mark.usefixtures("compiled")
+def test_expected_operators_are_those_that_are_registered() -> None:
+    names = torch._C._dispatch_get_all_op_names()
+    ours = {name.removeprefix("crane_kernels::") for name in names if name.startswith("crane_kernels::")}
+    python = {name for name in ours if name.endswith("_reference") or "_triton" in name}
+    assert ours - python == set(extension.EXPECTED_OPERATORS)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from crane.cli import main
 from crane.config import RunConfig
 from crane.models import MODELS, LightGCN, Loss
 from crane.training.folder import RunFolder
+from crane_kernels import extension, use_implementation
 
 SMALL = ("--model", "lightgcn", "--set", "model.dim=8", "training.batch_size=128", "training.eval_every=1")
 
@@ -100,6 +101,15 @@ def test_train_makes_a_folder_named_after_model_and_data(crane: Crane, tiny_data
     assert all(run.name.startswith("lightgcn-tiny-") for run in runs)
 
 
+def test_runs_of_one_second_get_a_folder_each(crane: Crane, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crane.cli.train.default_folder", lambda config: Path("runs/now"))
+    for _ in range(2):
+        assert crane("train", "--data", tiny_data, *SMALL, "training.epochs=1").code == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["now", "now-2"]
+    assert crane("train", "--data", tiny_data, *SMALL, "training.device=cuda:77").code == 2
+    assert len(list(Path("runs").iterdir())) == 2
+
+
 def test_a_data_path_holds_from_any_folder(
     crane: Crane, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +158,22 @@ def test_train_refuses_in_one_sentence_and_writes_nothing(
     assert "Traceback" not in result.err
     assert result.out == ""
     assert sorted(str(path) for path in Path().rglob("*")) == ["full", "full/file"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"threads": 2}'])
+def test_resuming_names_a_damaged_file(crane: Crane, finished: Path, content: str) -> None:
+    shutil.copytree(finished, "damaged")
+    Path("damaged/environment.json").write_text(content)
+    result = crane("train", "--resume", "damaged")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("crane train: damaged/environment.json is damaged: ")
+    assert result.err.count("\n") == 1
+
+
+def test_data_that_are_no_section_are_named(crane: Crane) -> None:
+    Path("c.yaml").write_text("model: lightgcn\ndata: demo\n")
+    result = crane("train", "--config", "c.yaml")
+    assert (result.code, result.err) == (2, "crane train: data must be a mapping of settings, found the text 'demo'\n")
 
 
 def test_resuming_a_finished_run_changes_nothing(crane: Crane, finished: Path) -> None:
@@ -238,6 +264,16 @@ def test_recommend_prints_a_table(crane: Crane, finished: Path) -> None:
     expected = load(finished).recommend(["u7", "u3"], 4).to_pylist()
     assert rows[0] == ["user", "rank", "item", "score"]
     assert [row[:3] for row in rows[1:]] == [[r["user"], str(r["rank"]), r["item"]] for r in expected]
+
+
+def test_ids_in_brackets_are_printed_as_they_are(crane: Crane) -> None:
+    lines = ["user,item", *(f"[u{u}],i[/{i}]" for u in range(6) for i in range(u % 2, 9, 2))]
+    Path("brackets.csv").write_text("\n".join(lines) + "\n")
+    arguments = ("--data", "brackets.csv", *SMALL, "training.epochs=1", "data.ratios=[9,0,1]", "training.patience=null")
+    assert crane("train", *arguments, "--output", "run").code == 0
+    result = crane("recommend", "run", "--users", "[u1]", "--k", "1")
+    assert result.code == 0
+    assert re.search(r"\[u1\] +1 +i\[/\d\] ", result.out)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -342,9 +378,7 @@ def test_data_refuses_in_one_sentence(crane: Crane) -> None:
     assert result.err.count("\n") == 1
 
 
-def test_info_says_what_serves_each_operation(crane: Crane, monkeypatch: pytest.MonkeyPatch) -> None:
-    from crane_kernels import use_implementation
-
+def test_info_says_what_serves_each_operation(crane: Crane) -> None:
     result = crane("info")
     assert result.code == 0
     for expected in (torch.__version__, "triton", "extension", "instruction set", "threads", "devices", "masked_topk"):
@@ -352,6 +386,33 @@ def test_info_says_what_serves_each_operation(crane: Crane, monkeypatch: pytest.
     with use_implementation(spmm="reference"):
         row = next(line for line in crane("info").out.splitlines() if line.split()[:1] == ["spmm"])
     assert row.split()[1:] == ["reference", "requested"]
+
+
+@pytest.mark.skipif(extension.cuda_missing() is None, reason="CUDA kernels run here")
+@pytest.mark.parametrize("command", ["info", "train", "evaluate", "recommend"])
+def test_an_implementation_that_cannot_run_is_refused(crane: Crane, finished: Path, command: str) -> None:
+    arguments: dict[str, tuple[object, ...]] = {
+        "info": (),
+        "train": ("--resume", finished),
+        "evaluate": (finished,),
+        "recommend": (finished, "--users", "u1"),
+    }
+    with use_implementation(spmm="cuda"):
+        result = crane(command, *arguments[command])
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"crane {command}: spmm: implementation 'cuda' was requested but ")
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("CRANE_IMPLEMENTATION", "bogus"), ("CRANE_ISA", "zzz")])
+def test_wrong_environment_variables_are_one_sentence(name: str, value: str) -> None:
+    if name == "CRANE_ISA" and extension.missing() is not None:
+        pytest.skip(f"{extension.missing()}")
+    command = [sys.executable, "-P", "-m", "crane", "info"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {name: value})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"crane info: {name}: found '{value}', expected one ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_help_is_fast_because_it_imports_no_torch() -> None:

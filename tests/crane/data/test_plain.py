@@ -204,6 +204,13 @@ def test_refuses_times(tmp_path, times, fragment, refused):
     assert load(path).n_items == len(times)  # times are not read where they are not needed
 
 
+def test_refuses_one_column_for_two_things(tmp_path, refused):
+    path = write_csv(tmp_path, "user,item", "u,1", "u,2")
+    refused(
+        path, "interactions.csv: column 'item' is wanted for two things, expected a column each", user_column="item"
+    )
+
+
 def test_refuses_parquet_columns(tmp_path, refused):
     path = tmp_path / "log.parquet"
 
