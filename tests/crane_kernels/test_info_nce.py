@@ -319,5 +319,5 @@ def test_autocast_changes_nothing(n, implementation):
     gradients = torch.autograd.grad(expected, leaves)
     with torch.autocast("cpu", torch.bfloat16):
         found = info_nce(*leaves, 0.1, implementation=implementation)
-        assert torch.equal(found, expected)
-        assert all(map(torch.equal, torch.autograd.grad(found, leaves), gradients))
+    assert torch.equal(found, expected)
+    assert all(map(torch.equal, torch.autograd.grad(found, leaves), gradients))
