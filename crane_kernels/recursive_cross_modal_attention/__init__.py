@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from crane_kernels import checks, dispatch, extension
+from crane_kernels import checks, dispatch, extension, triton_support
 from crane_kernels.dispatch import Implementation
 from crane_kernels.recursive_cross_modal_attention import cpp, reference
 
@@ -15,6 +15,9 @@ Memory = Literal["fast", "low"]
 
 dispatch.register(
     "recursive_cross_modal_attention",
+    triton_support.implementation(
+        "crane_kernels.recursive_cross_modal_attention.triton", "recursive_cross_modal_attention"
+    ),
     Implementation("cpp", cpp.recursive_cross_modal_attention, missing=extension.missing, refuses=cpp.refuses),
     Implementation("reference", reference.recursive_cross_modal_attention),
 )

@@ -92,10 +92,13 @@ def load_kernels() -> list[Kernel]:
 def cases(everything: bool) -> Iterator[Case]:
     """The cases of the matrix, by kernel."""
     for place, kernel in enumerate(load_kernels()):
+        served = [pair for pair in itertools.product(TYPES, WIDTHS) if list(kernel.specimens(*pair))]
         for config, (chip, target) in itertools.product(range(len(kernel.configs)), enumerate(TARGETS)):
-            turn = place + config + 5 * chip  # neighbours share neither dtype nor width, nor do a kernel's chips
-            one = [(list(TYPES)[turn % len(TYPES)], WIDTHS[turn % len(WIDTHS)])]
-            for dtype, width in itertools.product(TYPES, WIDTHS) if everything else one:
+            # The widest, whose need is the greatest, in each dtype in turn; one narrower now and then.
+            turn = place + config + chip
+            widest = [pair for pair in served if pair[1] == max(width for _, width in served)]
+            one = [widest[turn % len(widest)]] if turn % 4 else [served[turn % len(served)]]
+            for dtype, width in served if everything else one:
                 for specimen in range(len(list(kernel.specimens(dtype, width)))):
                     yield Case(place, config, specimen, TYPES[dtype], width, target)
 

@@ -15,9 +15,10 @@ def interpreted() -> Iterator[None]:
     """Put the interpreter right, and fill uninitialised memory with NaN so that an element never written shows."""
     with pytest.MonkeyPatch.context() as patch:
         if triton_support.interpreting():
-            from interpreter import correct
+            from interpreter import correct, hasten
 
             correct(patch)
+            hasten(patch)
         torch.use_deterministic_algorithms(True)
         yield
         torch.use_deterministic_algorithms(False)

@@ -21,11 +21,11 @@ try:
     import triton
     import triton.language as tl
     from triton.runtime import interpreter
-    from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
+    from triton.runtime.interpreter import GridExecutor, InterpretedFunction, InterpreterBuilder, TensorHandle
 except ImportError:
     pytest.skip(str(triton_support.absent()), allow_module_level=True)
 
-__all__ = ["Traffic", "correct", "counted", "tl", "triton"]
+__all__ = ["Traffic", "correct", "counted", "hasten", "tl", "triton"]
 
 
 def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
@@ -72,6 +72,26 @@ def correct(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(InterpreterBuilder, "binary_op", binary_op)
     patch.setattr(interpreter, "_convert_float", convert_float)
     patch.setattr(triton_support, "INTERPRETED_DTYPES", set(triton_support.DTYPES))
+
+
+def hasten(patch: pytest.MonkeyPatch) -> None:
+    """Check no integer for overflow, and redirect Triton's language once a launch, not at each call of a function."""
+    launch, redirected = GridExecutor.__call__, set()
+
+    def run(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
+        redirected.clear()
+        launch(self, *args, **kwargs)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(self.fn.__globals__) not in redirected:
+            redirected.add(id(self.fn.__globals__))
+            interpreter._patch_lang(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    unchecked = interpreter.InterpreterOptions(sanitize_overflow=False)
+    patch.setattr(interpreter.interpreter_builder, "options", unchecked)
+    patch.setattr(GridExecutor, "__call__", run)
+    patch.setattr(InterpretedFunction, "__call__", call)
 
 
 @dataclass

@@ -21,8 +21,6 @@ PROGRAM = Path(__file__).with_name("compile_matrix.py")
 @pytest.fixture(scope="module")
 def rows(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     """The matrix, compiled in processes that do not interpret."""
-    if not compile_matrix.load_kernels():
-        pytest.skip("no operation has Triton kernels")
     cache = getattr(pytestconfig, "cache", None)
     folder = cache.mkdir("triton") if cache else tmp_path_factory.mktemp("triton")
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
@@ -52,7 +50,8 @@ def test_every_kernel_is_there_for_every_chip(rows: list[dict[str, object]]):
     assert {(row["kernel"], row["target"]) for row in rows} == {
         (name, chip) for name in names for chip in compile_matrix.TARGETS
     }
-    assert {row["width"] for row in rows} == set(compile_matrix.WIDTHS)
+    assert len({row["width"] for row in rows}) > 1
+    assert {row["dtype"] for row in rows} == set(compile_matrix.TYPES.values())
 
 
 def test_every_kernel_compiles(rows: list[dict[str, object]]):

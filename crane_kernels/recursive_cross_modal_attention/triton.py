@@ -1,0 +1,677 @@
+"""``recursive_cross_modal_attention`` in Gram form by Triton kernels: names as in the public function, X = x[:, m].
+
+A recursion is one pass over the rows, whose programs each take a chunk of them and keep the weights and their part of
+the Gram matrix on chip: it reads X once, writes X once, and leaves a part of the next Gram matrix a program, which
+the next kernel sums in their order. Nothing is added atomically, so results repeat. Tiles of rows are transposed,
+(width, rows): the weights are then the left operand of each product, which the warps of a program share out among
+themselves and keep in registers, where Triton would give each warp a copy of a right operand.
+
+Backward goes over the rows twice a recursion: once for the gradients of B_m and V_m, once for that of X. Their
+formulas, with U_m = X_m B_m and A_m = X_m^T E * scale::
+
+    dU_m = (dY_m V_m^T) where U_m > 0        dV_m = relu(U_m)^T dY_m        dB_m = X_m^T dU_m
+    dW_m = dB_m C_m^T        dA_m = W_m^T dB_m * (1 - C_m^2) * scale        dW_E = G dA        db_E = dA^T X^T 1
+    dX   = dY + [dU_m B_m^T]_m + X (dA W_E^T + W_E dA^T) + dA b_E
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from crane_kernels import triton_support
+from crane_kernels.recursive_cross_modal_attention import reference
+from crane_kernels.triton_support import config, input_precision, kernel, operator, padded
+
+FORWARD_PROGRAMS = 120  # about one a multiprocessor of the larger chips: each costs its weights and its part of G
+SMALLEST_CHUNK = 256
+TOTAL_WIDTH = 128  # of all modalities: beyond it the Gram matrix does not fit a program's registers
+
+
+@triton.constexpr_function
+def pair_index(first, second, modalities):
+    """The place of the Gram matrix's block (first, second), first <= second, among a program's."""
+    return first * modalities - first * (first - 1) // 2 + second - first
+
+
+@triton.jit
+def load_matrix(pointer, stride, WIDTH: tl.constexpr, D: tl.constexpr):
+    """A (WIDTH, WIDTH) matrix, padded with zeros to (D, D)."""
+    place = tl.arange(0, D)
+    inside = (place[:, None] < WIDTH) & (place[None, :] < WIDTH)
+    return tl.load(pointer + place[:, None] * stride + place[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def product_transposed(left, right, WIDTH: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr):
+    """(left @ right)^T of two (WIDTH, WIDTH) matrices, a few inner columns at a time to spare registers."""
+    place = tl.arange(0, D)
+    total = tl.zeros((D, D), tl.float32)
+    for start in tl.range(0, D, 16):
+        inner = start + tl.arange(0, 16)
+        inside = (place < WIDTH)[:, None] & (inner < WIDTH)[None, :]
+        columns = tl.load(right + inner[None, :] * WIDTH + place[:, None], mask=inside, other=0.0)
+        rows = tl.load(left + place[:, None] * WIDTH + inner[None, :], mask=inside, other=0.0)
+        total = tl.dot(columns, tl.trans(rows).to(tl.float32), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def tanh(a):
+    """Hyperbolic tangent within 2e-7 of itself; near zero by a polynomial fitted to it by least squares."""
+    z = a * a
+    series = 0.0022958419 * z - 0.00834697
+    series = (((series * z + 0.02176996) * z - 0.0539594032) * z + 0.133333042) * z - 0.3333333433
+    return tl.where(tl.abs(a) < 0.625, a + a * z * series, 1.0 - 2.0 / (tl.exp(2.0 * a) + 1.0))
+
+
+@triton.jit
+def sum_of_parts(pointer, stride, parts, offsets, inside, TOGETHER: tl.constexpr):
+    """Tile at ``offsets`` summed over the parts that lie ``stride`` apart, TOGETHER at a time, in a fixed order."""
+    place = tl.arange(0, TOGETHER)
+    total = tl.zeros(offsets.shape, tl.float32)
+    for first in tl.range(0, parts, TOGETHER):
+        part = (first + place)[:, None, None]
+        values = tl.load(
+            pointer + part.to(tl.int64) * stride + offsets[None, :, :],
+            mask=inside[None, :, :] & (part < parts),
+            other=0.0,
+        )
+        total += tl.sum(values, 0)
+    return total
+
+
+TILES = [config(8, 1, BLOCK=16), config(8, 2, BLOCK=16)]
+
+
+def served(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
+    """For the compile matrix: the constants of each kernel, none for widths that :func:`refuses` turns away."""
+    if width > 64:
+        return []
+    precisions = ("ieee", "tf32") if dtype == torch.float32 else ("ieee",)
+    sizes = {"MODALITIES": min(4, TOTAL_WIDTH // width), "WIDTH": width, "D": width}
+    return [sizes | {"PRECISION": precision} for precision in precisions]
+
+
+def pass_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
+    """For the compile matrix: the passes with and without the Gram matrix."""
+    return [
+        dict.fromkeys(("x", "w_attend", "w_out", "mixed", "result"), "*x")
+        | dict.fromkeys(("correlation", "gram_parts", "sums_parts"), "*fp32")
+        | {"n": "i32", "chunk": "i32", "GRAM": gram}
+        | constants
+        for constants in served(dtype, width)
+        for gram in (True, False)
+    ]
+
+
+@kernel(pass_specimens, TILES[:1], ["MODALITIES", "WIDTH", "GRAM"])
+def rca_pass_kernel(
+    x, w_attend, correlation, w_out, mixed, result, gram_parts, sums_parts, n, chunk,
+    MODALITIES: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, GRAM: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One recursion on a chunk of rows, and this chunk's part of the Gram matrix and column sums of its result.
+
+    The first program stores B_m for backward. Bytes: 2 N M d of the features' dtype; for each program also the weights
+    w_attend and w_out, C, and its part of G: 4 M (M + 1) / 2 d^2 bytes, once here and once where they are summed.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, D)
+    square = columns[:, None] * WIDTH + columns[None, :]
+    square_inside = (columns[:, None] < WIDTH) & (columns[None, :] < WIDTH)
+    size: tl.constexpr = WIDTH * WIDTH
+    mixers = ()
+    outs = ()
+    for m in tl.static_range(MODALITIES):
+        mixer = product_transposed(w_attend + m * size, correlation + m * size, WIDTH, D, PRECISION)
+        mixer = mixer.to(x.dtype.element_ty)
+        tl.store(mixed + m * size + square, tl.trans(mixer), mask=square_inside & (program == 0))
+        mixers = mixers + (mixer,)
+        outs = outs + (tl.trans(load_matrix(w_out + m * size, WIDTH, WIDTH, D)),)
+    gram = ()
+    sums = ()
+    if GRAM:
+        for m in tl.static_range(MODALITIES):
+            sums = sums + (tl.zeros((D,), tl.float32),)
+            for _ in tl.static_range(m, MODALITIES):
+                gram = gram + (tl.zeros((D, D), tl.float32),)
+    for start in tl.range(0, tl.minimum(chunk, n - program * chunk), BLOCK):
+        rows = program * chunk + start + tl.arange(0, BLOCK)
+        inside = (rows[None, :] < n) & (columns[:, None] < WIDTH)
+        offsets = rows[None, :] * (MODALITIES * WIDTH) + columns[:, None]
+        refined = ()
+        for m in tl.static_range(MODALITIES):
+            features = tl.load(x + offsets + m * WIDTH, mask=inside, other=0.0)
+            attended = tl.maximum(tl.dot(mixers[m], features, input_precision=PRECISION), 0.0).to(features.dtype)
+            new = tl.dot(outs[m], attended, features.to(tl.float32), input_precision=PRECISION).to(features.dtype)
+            tl.store(result + offsets + m * WIDTH, new, mask=inside)
+            refined = refined + (new,)
+        if GRAM:
+            gram, sums = add_moments(refined, gram, sums, MODALITIES, PRECISION)
+    if GRAM:
+        store_moments(gram, sums, gram_parts, sums_parts, program, MODALITIES, WIDTH, D)
+
+
+@triton.jit
+def add_moments(features, gram, sums, MODALITIES: tl.constexpr, PRECISION: tl.constexpr):
+    """Gram blocks and column sums, to which those of a tile of each modality's features are added."""
+    new_gram = ()
+    new_sums = ()
+    for m in tl.static_range(MODALITIES):
+        new_sums = new_sums + (sums[m] + tl.sum(features[m].to(tl.float32), 1),)
+        for other in tl.static_range(m, MODALITIES):
+            block = gram[pair_index(m, other, MODALITIES)]
+            block = tl.dot(features[m], tl.trans(features[other]), block, input_precision=PRECISION)
+            new_gram = new_gram + (block,)
+    return new_gram, new_sums
+
+
+@triton.jit
+def store_moments(
+    gram, sums, gram_parts, sums_parts, program, MODALITIES: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr
+):
+    """Write a program's part: gram_parts (programs, pairs, WIDTH, WIDTH), sums_parts (programs, MODALITIES, WIDTH)."""
+    columns = tl.arange(0, D)
+    square = columns[:, None] * WIDTH + columns[None, :]
+    inside = (columns[:, None] < WIDTH) & (columns[None, :] < WIDTH)
+    pairs: tl.constexpr = MODALITIES * (MODALITIES + 1) // 2
+    for m in tl.static_range(MODALITIES):
+        tl.store(sums_parts + (program * MODALITIES + m) * WIDTH + columns, sums[m], mask=columns < WIDTH)
+        for other in tl.static_range(m, MODALITIES):
+            part = gram_parts + (program * pairs + pair_index(m, other, MODALITIES)) * (WIDTH * WIDTH)
+            tl.store(part + square, gram[pair_index(m, other, MODALITIES)], mask=inside)
+
+
+def gram_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
+    """For the compile matrix."""
+    arguments = {"x": "*x", "gram_parts": "*fp32", "sums_parts": "*fp32", "n": "i32", "chunk": "i32"}
+    return [arguments | constants for constants in served(dtype, width)]
+
+
+@kernel(gram_specimens, TILES[:1], ["MODALITIES", "WIDTH"])
+def rca_gram_kernel(
+    x, gram_parts, sums_parts, n, chunk,
+    MODALITIES: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A chunk's part of the Gram matrix and column sums of X: reads X once."""
+    program = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, D)
+    gram = ()
+    sums = ()
+    for m in tl.static_range(MODALITIES):
+        sums = sums + (tl.zeros((D,), tl.float32),)
+        for _ in tl.static_range(m, MODALITIES):
+            gram = gram + (tl.zeros((D, D), tl.float32),)
+    for start in tl.range(0, tl.minimum(chunk, n - program * chunk), BLOCK):
+        rows = program * chunk + start + tl.arange(0, BLOCK)
+        inside = (rows[None, :] < n) & (columns[:, None] < WIDTH)
+        offsets = rows[None, :] * (MODALITIES * WIDTH) + columns[:, None]
+        features = ()
+        for m in tl.static_range(MODALITIES):
+            features = features + (tl.load(x + offsets + m * WIDTH, mask=inside, other=0.0),)
+        gram, sums = add_moments(features, gram, sums, MODALITIES, PRECISION)
+    store_moments(gram, sums, gram_parts, sums_parts, program, MODALITIES, WIDTH, D)
+
+
+def correlation_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
+    """For the compile matrix."""
+    arguments = dict.fromkeys(("gram_parts", "sums_parts", "gram", "sums", "correlation"), "*fp32")
+    arguments |= {"w_joint": "*x", "b_joint": "*x", "parts": "i32", "scale": "fp32"}
+    return [arguments | constants for constants in served(dtype, width)]
+
+
+SMALL = [config(4, 2, ROWS=16, INNER=16), config(8, 2, ROWS=16, INNER=16)]
+
+
+@kernel(correlation_specimens, SMALL, ["MODALITIES", "WIDTH"])
+def rca_correlation_kernel(
+    gram_parts, sums_parts, w_joint, b_joint, gram, sums, correlation, parts, scale,
+    MODALITIES: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    """Sum the parts of G and of the column sums, and from them ROWS rows of C_m, for each modality and rows of it."""
+    m = tl.program_id(0) // (D // ROWS)
+    rows = tl.program_id(0) % (D // ROWS) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, D)
+    size: tl.constexpr = WIDTH * WIDTH
+    pairs: tl.constexpr = MODALITIES * (MODALITIES + 1) // 2
+    total: tl.constexpr = MODALITIES * WIDTH
+    scores = tl.zeros((ROWS, D), tl.float32)
+    for other in tl.static_range(MODALITIES):
+        low = tl.minimum(m, other)
+        pair = low * MODALITIES - low * (low - 1) // 2 + tl.maximum(m, other) - low
+        row_stride = tl.where(m <= other, WIDTH, 1)
+        column_stride = tl.where(m <= other, 1, WIDTH)
+        for start in tl.range(0, D, INNER):
+            inner = start + tl.arange(0, INNER)
+            inside = (rows[:, None] < WIDTH) & (inner[None, :] < WIDTH)
+            offsets = pair * size + rows[:, None] * row_stride + inner[None, :] * column_stride
+            block = sum_of_parts(gram_parts, pairs * size, parts, offsets, inside, 8)
+            place = (m * WIDTH + rows[:, None]) * total + other * WIDTH + inner[None, :]
+            tl.store(gram + place, block, mask=inside)
+            weights = tl.load(
+                w_joint + (other * WIDTH + inner[:, None]) * WIDTH + columns[None, :],
+                mask=(inner[:, None] < WIDTH) & (columns[None, :] < WIDTH),
+                other=0.0,
+            )
+            scores = tl.dot(block, weights.to(tl.float32), scores, input_precision=PRECISION)
+    column = rows[:, None]
+    column_sums = sum_of_parts(sums_parts + m * WIDTH, total, parts, column, column < WIDTH, 8)
+    tl.store(sums + m * WIDTH + column, column_sums, mask=column < WIDTH)
+    bias = tl.load(b_joint + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    scores = (scores + column_sums * bias[None, :]) * scale
+    inside = (rows[:, None] < WIDTH) & (columns[None, :] < WIDTH)
+    tl.store(correlation + m * size + rows[:, None] * WIDTH + columns[None, :], tanh(scores), mask=inside)
+
+
+def weight_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
+    """For the compile matrix."""
+    arguments = dict.fromkeys(("x", "grad", "mixed", "w_out"), "*x")
+    arguments |= {"mixed_parts": "*fp32", "out_parts": "*fp32", "n": "i32", "chunk": "i32"}
+    return [arguments | constants for constants in served(dtype, width)]
+
+
+@kernel(weight_specimens, TILES, ["MODALITIES", "WIDTH"])
+def rca_weight_gradients_kernel(
+    x, grad, mixed, w_out, mixed_parts, out_parts, n, chunk,
+    MODALITIES: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A chunk's part of the gradients of B_m (transposed) and V_m, a program for each chunk and modality.
+
+    Bytes: 2 N M d of the features' dtype, X and its gradient; for each chunk also B and V, and twice its two parts,
+    here and where they are summed.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    m = tl.program_id(1)
+    columns = tl.arange(0, D)
+    size: tl.constexpr = WIDTH * WIDTH
+    mixer = tl.trans(load_matrix(mixed + m * size, WIDTH, WIDTH, D))
+    out = load_matrix(w_out + m * size, WIDTH, WIDTH, D)
+    grad_mixed = tl.zeros((D, D), tl.float32)
+    grad_out = tl.zeros((D, D), tl.float32)
+    for start in tl.range(0, tl.minimum(chunk, n - program * chunk), BLOCK):
+        rows = program * chunk + start + tl.arange(0, BLOCK)
+        inside = (rows[None, :] < n) & (columns[:, None] < WIDTH)
+        offsets = (rows[None, :] * MODALITIES + m) * WIDTH + columns[:, None]
+        features = tl.load(x + offsets, mask=inside, other=0.0)
+        above = tl.load(grad + offsets, mask=inside, other=0.0)
+        attended = tl.dot(mixer, features, input_precision=PRECISION)
+        grad_attended = tl.dot(out, above, input_precision=PRECISION)
+        grad_attended = tl.where(attended > 0, grad_attended, 0.0).to(features.dtype)
+        attended = tl.maximum(attended, 0.0).to(features.dtype)
+        grad_mixed = tl.dot(grad_attended, tl.trans(features), grad_mixed, input_precision=PRECISION)
+        grad_out = tl.dot(attended, tl.trans(above), grad_out, input_precision=PRECISION)
+    square = columns[:, None] * WIDTH + columns[None, :]
+    inside = (columns[:, None] < WIDTH) & (columns[None, :] < WIDTH)
+    part = (program * MODALITIES + m) * size
+    tl.store(mixed_parts + part + square, grad_mixed, mask=inside)
+    tl.store(out_parts + part + square, grad_out, mask=inside)
+
+
+def correlation_gradient_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
+    """For the compile matrix: not the last recursion, which has one term less."""
+    names = ("mixed_parts", "out_parts", "correlation", "above", "grad_mixed", "grad_out", "grad_scores")
+    arguments = dict.fromkeys(names, "*fp32") | {"w_attend": "*x", "parts": "i32", "scale": "fp32", "FIRST": False}
+    return [arguments | constants for constants in served(dtype, width)]
+
+
+@kernel(correlation_gradient_specimens, SMALL, ["MODALITIES", "WIDTH"])
+def rca_correlation_gradient_kernel(
+    mixed_parts, out_parts, w_attend, correlation, above, grad_mixed, grad_out, grad_scores, parts, scale,
+    MODALITIES: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    """Sum the parts of the gradients of B_m (kept transposed) and V_m, and from them the gradient of A_m.
+
+    A program for each modality and ROWS columns of B_m. The gradient of V_m is added to that of the recursions
+    ``above``, but for the FIRST that backward meets.
+    """
+    m = tl.program_id(0) // (D // ROWS)
+    rows = tl.program_id(0) % (D // ROWS) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, D)
+    size: tl.constexpr = WIDTH * WIDTH
+    crossed = tl.zeros((ROWS, D), tl.float32)
+    for start in tl.range(0, D, INNER):
+        inner = start + tl.arange(0, INNER)
+        inside = (rows[:, None] < WIDTH) & (inner[None, :] < WIDTH)
+        offsets = m * size + rows[:, None] * WIDTH + inner[None, :]
+        mixer = sum_of_parts(mixed_parts, MODALITIES * size, parts, offsets, inside, 8)
+        tl.store(grad_mixed + offsets, mixer, mask=inside)
+        out = sum_of_parts(out_parts, MODALITIES * size, parts, offsets, inside, 8)
+        if not FIRST:
+            out += tl.load(above + offsets, mask=inside, other=0.0)
+        tl.store(grad_out + offsets, out, mask=inside)
+        weights = tl.load(
+            w_attend + m * size + inner[:, None] * WIDTH + columns[None, :],
+            mask=(inner[:, None] < WIDTH) & (columns[None, :] < WIDTH),
+            other=0.0,
+        )
+        crossed = tl.dot(mixer, weights.to(tl.float32), crossed, input_precision=PRECISION)
+    inside = (rows[:, None] < WIDTH) & (columns[None, :] < WIDTH)
+    transposed = m * size + columns[None, :] * WIDTH + rows[:, None]
+    cosine = tl.load(correlation + transposed, mask=inside, other=0.0)
+    tl.store(grad_scores + transposed, crossed * ((1.0 - cosine) * (1.0 + cosine)) * scale, mask=inside)
+
+
+def moments_gradient_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
+    """For the compile matrix: not the last recursion, which has three terms less."""
+    inputs = ("gram", "sums", "correlation", "grad_mixed", "grad_scores")
+    outputs = ("above_joint", "above_bias", "above_attend", "grad_joint", "grad_bias", "grad_attend", "mixing", "shift")
+    arguments = dict.fromkeys(inputs + outputs, "*fp32") | {"w_joint": "*x", "b_joint": "*x", "FIRST": False}
+    return [arguments | constants for constants in served(dtype, width)]
+
+
+@kernel(moments_gradient_specimens, SMALL, ["MODALITIES", "WIDTH"])
+def rca_moments_gradient_kernel(
+    gram, sums, correlation, grad_mixed, grad_scores, w_joint, b_joint, above_joint, above_bias, above_attend,
+    grad_joint, grad_bias, grad_attend, mixing, shift,
+    MODALITIES: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    """From the gradient of A: ROWS rows of S = dA W_E^T + W_E dA^T and of dA b_E, by which X enters its own gradient,
+    and of the gradients of the weights, added to those of the recursions ``above``.
+
+    A program for each modality and ROWS rows of its width.
+    """
+    m = tl.program_id(0) // (D // ROWS)
+    rows = tl.program_id(0) % (D // ROWS) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, D)
+    size: tl.constexpr = WIDTH * WIDTH
+    total: tl.constexpr = MODALITIES * WIDTH
+    joint = tl.zeros((ROWS, D), tl.float32)
+    attend = tl.zeros((ROWS, D), tl.float32)
+    pull = tl.zeros((ROWS,), tl.float32)
+    for other in tl.static_range(MODALITIES):
+        mixed = tl.zeros((ROWS, D), tl.float32)
+        for start in tl.range(0, D, INNER):
+            inner = start + tl.arange(0, INNER)
+            inside = (rows[:, None] < WIDTH) & (inner[None, :] < WIDTH)
+            wide = (inner[:, None] < WIDTH) & (columns[None, :] < WIDTH)
+            own = (m * WIDTH + rows[:, None]) * WIDTH + inner[None, :]
+            across = (other * WIDTH + columns[None, :]) * WIDTH + inner[:, None]
+            scores = tl.load(grad_scores + own, mask=inside, other=0.0)
+            weights = tl.load(w_joint + across, mask=wide, other=0.0).to(tl.float32)
+            mixed = tl.dot(scores, weights, mixed, input_precision=PRECISION)
+            own_weights = tl.load(w_joint + own, mask=inside, other=0.0).to(tl.float32)
+            other_scores = tl.load(grad_scores + across, mask=wide, other=0.0)
+            mixed = tl.dot(own_weights, other_scores, mixed, input_precision=PRECISION)
+            block = tl.load(
+                gram + (m * WIDTH + rows[:, None]) * total + other * WIDTH + inner[None, :], mask=inside, other=0.0
+            )
+            straight = tl.load(
+                grad_scores + (other * WIDTH + inner[:, None]) * WIDTH + columns[None, :], mask=wide, other=0.0
+            )
+            joint = tl.dot(block, straight, joint, input_precision=PRECISION)
+            if other == 0:
+                bias = tl.load(b_joint + inner, mask=inner < WIDTH, other=0.0).to(tl.float32)
+                pull += tl.sum(scores * bias[None, :], 1)
+                turned = m * size + inner[None, :] * WIDTH + rows[:, None]
+                grad_mixer = tl.load(grad_mixed + turned, mask=inside, other=0.0)
+                crossed = tl.load(
+                    correlation + m * size + columns[None, :] * WIDTH + inner[:, None], mask=wide, other=0.0
+                )
+                attend = tl.dot(grad_mixer, crossed, attend, input_precision=PRECISION)
+        place = (m * WIDTH + rows[:, None]) * total + other * WIDTH + columns[None, :]
+        tl.store(mixing + place, mixed, mask=(rows[:, None] < WIDTH) & (columns[None, :] < WIDTH))
+    tl.store(shift + m * WIDTH + rows, pull, mask=rows < WIDTH)
+    place = (m * WIDTH + rows[:, None]) * WIDTH + columns[None, :]
+    inside = (rows[:, None] < WIDTH) & (columns[None, :] < WIDTH)
+    if not FIRST:
+        joint += tl.load(above_joint + place, mask=inside, other=0.0)
+        attend += tl.load(above_attend + place, mask=inside, other=0.0)
+    tl.store(grad_joint + place, joint, mask=inside)
+    tl.store(grad_attend + place, attend, mask=inside)
+    if tl.program_id(0) == 0:
+        pulled = tl.zeros((D,), tl.float32)
+        for start in tl.range(0, total, INNER):
+            inner = start + tl.arange(0, INNER)
+            column_sums = tl.load(sums + inner, mask=inner < total, other=0.0)
+            straight = tl.load(
+                grad_scores + inner[:, None] * WIDTH + columns[None, :],
+                mask=(inner[:, None] < total) & (columns[None, :] < WIDTH),
+                other=0.0,
+            )
+            pulled += tl.sum(straight * column_sums[:, None], 0)
+        if not FIRST:
+            pulled += tl.load(above_bias + columns, mask=columns < WIDTH, other=0.0)
+        tl.store(grad_bias + columns, pulled, mask=columns < WIDTH)
+
+
+def row_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
+    """For the compile matrix."""
+    arguments = dict.fromkeys(("x", "grad", "mixed", "w_out", "result"), "*x")
+    arguments |= {"mixing": "*fp32", "shift": "*fp32", "n": "i32", "chunk": "i32"}
+    return [arguments | constants for constants in served(dtype, width)]
+
+
+@kernel(row_specimens, TILES[:1], ["MODALITIES", "WIDTH"])
+def rca_row_gradients_kernel(
+    x, grad, mixed, w_out, mixing, shift, result, n, chunk,
+    MODALITIES: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The gradient of X on a chunk of rows, a program for each chunk and modality.
+
+    Bytes: (2 + M) N M d of the features' dtype, as each modality's program reads all of X; for each chunk also B, V, S.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    m = tl.program_id(1)
+    columns = tl.arange(0, D)
+    size: tl.constexpr = WIDTH * WIDTH
+    total: tl.constexpr = MODALITIES * WIDTH
+    kind: tl.constexpr = x.dtype.element_ty
+    mixer = load_matrix(mixed + m * size, WIDTH, WIDTH, D)
+    out = load_matrix(w_out + m * size, WIDTH, WIDTH, D)
+    pull = tl.load(shift + m * WIDTH + columns, mask=columns < WIDTH, other=0.0)
+    mixers = ()
+    for turn in tl.static_range(MODALITIES):
+        other = (m + turn) % MODALITIES
+        block = load_matrix(mixing + m * size * MODALITIES + other * WIDTH, total, WIDTH, D)
+        mixers = mixers + (block.to(kind),)
+    for start in tl.range(0, tl.minimum(chunk, n - program * chunk), BLOCK):
+        rows = program * chunk + start + tl.arange(0, BLOCK)
+        inside = (rows[None, :] < n) & (columns[:, None] < WIDTH)
+        offsets = rows[None, :] * total + columns[:, None]
+        above = tl.load(grad + offsets + m * WIDTH, mask=inside, other=0.0)
+        new = above.to(tl.float32) + pull[:, None]
+        for turn in tl.static_range(MODALITIES):
+            features = tl.load(x + offsets + (m + turn) % MODALITIES * WIDTH, mask=inside, other=0.0)
+            new = tl.dot(mixers[turn], features, new, input_precision=PRECISION)
+            if turn == 0:
+                attended = tl.dot(tl.trans(mixer), features, input_precision=PRECISION)
+                grad_attended = tl.dot(out, above, input_precision=PRECISION)
+                grad_attended = tl.where(attended > 0, grad_attended, 0.0).to(kind)
+                new = tl.dot(mixer, grad_attended, new, input_precision=PRECISION)
+        tl.store(result + offsets + m * WIDTH, new.to(kind), mask=inside)
+
+
+def chunks(n: int, programs: int) -> tuple[int, int]:
+    """Rows of a chunk, and the number of chunks: at most ``programs``, each but the last of SMALLEST_CHUNK or more."""
+    chunk = max(SMALLEST_CHUNK, -(-n // (16 * programs)) * 16)
+    return chunk, max(1, -(-n // chunk))
+
+
+def _row_tiles(modalities: int, d: int) -> Callable[[dict[str, int]], tuple[int]]:
+    """The grid of the kernels of d x d matrices: a program for each modality and ROWS rows of its matrices."""
+    return lambda constants: (modalities * padded(d) // constants["ROWS"],)
+
+
+def _forward_fake(
+    x: Tensor, w_joint: Tensor, b_joint: Tensor, w_attend: Tensor, w_out: Tensor, recursions: int, scale: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    n, modalities, d = x.shape
+    total = modalities * d
+    return (
+        torch.empty_like(x),
+        x.new_empty(recursions - 1 if keep else 0, n, modalities, d),
+        x.new_empty(recursions, total, total, dtype=torch.float32),
+        x.new_empty(recursions, total, dtype=torch.float32),
+        x.new_empty(recursions, modalities, d, d, dtype=torch.float32),
+        x.new_empty(recursions, modalities, d, d),
+    )
+
+
+@operator("rca_forward", _forward_fake)
+def rca_forward(
+    x: Tensor, w_joint: Tensor, b_joint: Tensor, w_attend: Tensor, w_out: Tensor, recursions: int, scale: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """X after all recursions; X after each but the last, if they are to be kept; and of each recursion G, X^T 1, C, B.
+
+    All arguments are contiguous and of one dtype.
+    """
+    n, modalities, d = x.shape
+    chunk, programs = chunks(n, FORWARD_PROGRAMS)
+    result, kept, gram, sums, correlation, mixed = _forward_fake(
+        x, w_joint, b_joint, w_attend, w_out, recursions, scale, keep
+    )
+    pairs = modalities * (modalities + 1) // 2
+    gram_parts = x.new_empty(programs, pairs, d, d, dtype=torch.float32)
+    sums_parts = x.new_empty(programs, modalities, d, dtype=torch.float32)
+    widths = {"MODALITIES": modalities, "WIDTH": d, "D": padded(d)}
+    precision = {"PRECISION": input_precision(torch.float32)}
+    wrap_triton(rca_gram_kernel)[(programs,)](x, gram_parts, sums_parts, n, chunk, **widths, **precision)
+    spare = [torch.empty_like(x), torch.empty_like(x)] if recursions > 1 and not keep else []
+    for r in range(recursions):
+        wrap_triton(rca_correlation_kernel)[_row_tiles(modalities, d)](
+            gram_parts, sums_parts, w_joint, b_joint, gram[r], sums[r], correlation[r], programs, scale,
+            **widths, **precision,
+        )  # fmt: skip
+        last = r == recursions - 1
+        new = result if last else kept[r] if keep else spare[r % 2]
+        wrap_triton(rca_pass_kernel)[(programs,)](
+            x, w_attend, correlation[r], w_out, mixed[r], new, gram_parts, sums_parts, n, chunk,
+            **widths, **precision, GRAM=not last,
+        )  # fmt: skip
+        x = new
+    return result, kept, gram, sums, correlation, mixed
+
+
+def _backward_fake(
+    grad: Tensor, x: Tensor, kept: Tensor, w_joint: Tensor, b_joint: Tensor, w_attend: Tensor, w_out: Tensor,
+    gram: Tensor, sums: Tensor, correlation: Tensor, mixed: Tensor, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return tuple(torch.empty_like(like) for like in (x, w_joint, b_joint, w_attend, w_out))  # type: ignore[return-value]
+
+
+@operator("rca_backward", _backward_fake)
+def rca_backward(
+    grad: Tensor, x: Tensor, kept: Tensor, w_joint: Tensor, b_joint: Tensor, w_attend: Tensor, w_out: Tensor,
+    gram: Tensor, sums: Tensor, correlation: Tensor, mixed: Tensor, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of ``rca_forward``'s first result with respect to x and the four weights.
+
+    What was not ``kept`` is computed again from x and C: a pass a recursion, without the Gram matrix.
+    """
+    n, modalities, d = x.shape
+    recursions = gram.shape[0]
+    widths = {"MODALITIES": modalities, "WIDTH": d, "D": padded(d)}
+    precision = {"PRECISION": input_precision(torch.float32)}
+    features = [x, *kept.unbind()] if kept.shape[0] else _again(x, w_attend, w_out, correlation, widths | precision)
+    chunk, programs = chunks(n, max(1, FORWARD_PROGRAMS // modalities))
+    total = modalities * d
+    mixed_parts = x.new_empty(programs, modalities, d, d, dtype=torch.float32)
+    out_parts = torch.empty_like(mixed_parts)
+    # The weights' gradients so far, and those with one more recursion, in turns: no kernel writes what it reads.
+    weights = w_joint, b_joint, w_attend, w_out
+    turns = [[torch.empty_like(weight, dtype=torch.float32) for weight in weights] for _ in range(2)]
+    grad_mixed, grad_scores = x.new_empty(2, modalities, d, d, dtype=torch.float32).unbind()
+    mixing = x.new_empty(total, total, dtype=torch.float32)
+    shift = x.new_empty(total, dtype=torch.float32)
+    tiles = _row_tiles(modalities, d)
+    for r in reversed(range(recursions)):
+        first = r == recursions - 1
+        above, sofar = turns[(r + 1) % 2], turns[r % 2]
+        wrap_triton(rca_weight_gradients_kernel)[(programs, modalities)](
+            features[r], grad, mixed[r], w_out, mixed_parts, out_parts, n, chunk, **widths, **precision
+        )
+        wrap_triton(rca_correlation_gradient_kernel)[tiles](
+            mixed_parts, out_parts, w_attend, correlation[r], above[3], grad_mixed, sofar[3], grad_scores, programs,
+            scale, **widths, **precision, FIRST=first,
+        )  # fmt: skip
+        wrap_triton(rca_moments_gradient_kernel)[tiles](
+            gram[r], sums[r], correlation[r], grad_mixed, grad_scores, w_joint, b_joint, *above[:3], *sofar[:3],
+            mixing, shift, **widths, **precision, FIRST=first,
+        )  # fmt: skip
+        below = torch.empty_like(x)
+        wrap_triton(rca_row_gradients_kernel)[(programs, modalities)](
+            features[r], grad, mixed[r], w_out, mixing, shift, below, n, chunk, **widths, **precision
+        )
+        grad = below
+        features.pop()
+    joint, bias, attend, out = (gradient.to(x.dtype) for gradient in turns[0])
+    return grad, joint, bias, attend, out
+
+
+def _again(x: Tensor, w_attend: Tensor, w_out: Tensor, correlation: Tensor, constants: dict[str, Any]) -> list[Tensor]:
+    """The features before each recursion, from the first."""
+    chunk, programs = chunks(x.shape[0], FORWARD_PROGRAMS)
+    nothing = torch.empty(0, dtype=torch.float32, device=x.device)
+    features = [x]
+    for crossed in correlation[:-1].unbind():
+        new, mixed = torch.empty_like(x), torch.empty_like(w_attend)
+        wrap_triton(rca_pass_kernel)[(programs,)](
+            features[-1], w_attend, crossed, w_out, mixed, new, nothing, nothing, x.shape[0], chunk,
+            **constants, GRAM=False,
+        )  # fmt: skip
+        features.append(new)
+    return features
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, *weights, _, scale, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, output[1], *weights, *output[2:])
+    ctx.scale = scale
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 8
+    return *rca_backward(grad.contiguous(), *ctx.saved_tensors, ctx.scale), None, None, None
+
+
+rca_forward.register_autograd(_backward, setup_context=_save)
+
+
+def refuses(x: Tensor, *_: Any) -> str | None:
+    """Why the Triton kernels cannot serve a call on ``x``; ``None`` when they can."""
+    modalities, width = x.shape[1:]
+    reason = triton_support.refuses("x", x, width)
+    if reason is not None:
+        return reason
+    if padded(width) > 64 or modalities * padded(width) > TOTAL_WIDTH:
+        return f"x has {modalities} modalities of width {width}, together more than the {TOTAL_WIDTH} of a tile"
+    return None
+
+
+def recursive_cross_modal_attention(
+    x: Tensor,
+    w_joint: Tensor,
+    b_joint: Tensor,
+    w_attend: Tensor,
+    w_out: Tensor,
+    recursions: int,
+    scale: float,
+    rows: Tensor | None = None,
+    memory: str = "fast",
+) -> Tensor:
+    """The Gram form by Triton kernels; where ``rows`` are wanted, the last recursion is the reference's."""
+    tensors = triton_support.autocast(x, w_joint, b_joint, w_attend, w_out)
+    before = recursions if rows is None else recursions - 1
+    if before > 0:
+        keep = memory == "fast" and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        refined = rca_forward(*(tensor.contiguous() for tensor in tensors), before, scale, keep)[0]
+        tensors = refined, *tensors[1:]
+    if rows is None:
+        return tensors[0]
+    x, w_joint, b_joint, w_attend, w_out = tensors
+    last = min(recursions, 1)
+    return reference.recursive_cross_modal_attention(x, w_joint, b_joint, w_attend, w_out, last, scale, rows, memory)
