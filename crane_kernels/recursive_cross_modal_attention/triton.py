@@ -12,6 +12,11 @@ formulas, with U_m = X_m B_m and A_m = X_m^T E * scale::
     dU_m = (dY_m V_m^T) where U_m > 0        dV_m = relu(U_m)^T dY_m        dB_m = X_m^T dU_m
     dW_m = dB_m C_m^T        dA_m = W_m^T dB_m * (1 - C_m^2) * scale        dW_E = G dA        db_E = dA^T X^T 1
     dX   = dY + [dU_m B_m^T]_m + X (dA W_E^T + W_E dA^T) + dA b_E
+
+Bytes of a recursion over the fewest (X read and written; backward: X and dY read twice, dX written): every program adds
+its weights and its part of the sums, and backward reads X once more a modality beyond the first. With FORWARD_PROGRAMS
+of 120, M = 2, d = 64 and float32: 1.10 forward and 1.23 backward at N = 255,404; 1.40 and 1.32 at N = 63,001; 1.82 and
+1.49 at N = 26,495, where fewer programs would move less and leave most of the device idle.
 """
 
 from __future__ import annotations
