@@ -145,6 +145,11 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if not self.ks or not self.metrics:
             raise ValueError("ks and metrics must each hold at least one entry, found an empty list")
+        for name in ("ks", "metrics"):
+            values = getattr(self, name)
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{name} must name each entry once, found {twice} twice")
         for k in self.ks:
             check_at_least("ks", k, 1)
         for metric in self.metrics:
@@ -238,14 +243,30 @@ class RunConfig:
         return cls.from_mapping(read_yaml(path))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+class _DistinctKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML's own loader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, *, repeated_keys: bool = False) -> dict[str, Any]:
     """Read a YAML mapping.
 
+    Args:
+        path: the file.
+        repeated_keys: let a key stand twice; the last one counts.
+
     Raises:
-        ValueError: the file is missing, or is no YAML mapping.
+        ValueError: the file is missing, is no YAML mapping, or has a key twice.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, yaml.SafeLoader if repeated_keys else _DistinctKeys)
     except OSError as error:
         raise ValueError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

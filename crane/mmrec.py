@@ -130,7 +130,7 @@ def read(folder: Path, model: str = "crane", data: str | None = None, given: fro
     values: dict[str, Any] = {}
     origin: dict[str, Path] = {}
     for file in files:
-        content = read_yaml(file)
+        content = read_yaml(file, repeated_keys=True)  # as MMRec reads them
         values |= content
         origin |= dict.fromkeys(content, file)
     targets = {**_TARGETS, **_OF_MODEL[model]}

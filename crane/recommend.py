@@ -1,6 +1,6 @@
 """Recommendations from a trained run, in the user's own ids.
 
-A run holds one file, ``export.safetensors``, with the final embeddings, the original ids and the training interactions.
+A run holds one file, ``export.safetensors``, with the final embeddings, the original ids and the interactions.
 Recommending needs neither the data set nor the model's code.
 """
 
@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crane.config import RunConfig
+from crane.data.dataset import SPLITS
 from crane.evaluation.ranking import check_finite, ranked_blocks
 from crane.files import write_atomically
 from crane.training.folder import RunFolder
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from crane.data import Dataset
 
 EXPORT = "export.safetensors"
+MASKS = ("all", "train", "none")
 TABLE_SUFFIXES = (".csv", ".parquet")
+_MASKED = {"train": ("train",), "all": SPLITS}
 _SHOWN = 5
 
 Ids = NDArray[Any]
@@ -49,7 +52,7 @@ class TrainedModel:
         item_ids: (I,) original ids, int64 or str objects.
         user: (U, d) final user embeddings.
         item: (I, d) final item embeddings.
-        seen: U x I graph of the training interactions.
+        seen: U x I graphs of the interactions in the training data ("train") and in all splits ("all").
     """
 
     folder: RunFolder = field(repr=False)
@@ -57,28 +60,34 @@ class TrainedModel:
     item_ids: Ids = field(repr=False)
     user: Tensor = field(repr=False)
     item: Tensor = field(repr=False)
-    seen: Graph = field(repr=False)
+    seen: dict[str, Graph] = field(repr=False)
 
     def recommend(
-        self, users: Sequence[Any] | Ids | Literal["all"], k: int = 20, exclude_seen: bool = True
+        self,
+        users: Sequence[Any] | Ids | Literal["all"],
+        k: int = 20,
+        mask: Literal["all", "train", "none"] = "all",
     ) -> pa.Table:
         """The best ``k`` items of each user by descending score; ties go to the item that comes first in the data.
 
         Args:
             users: original ids, in the order wanted, or "all". Ids are compared as text: 7 and "7" are the same user.
             k: items a user; users with fewer items left get fewer.
-            exclude_seen: leave out the items that the user has in the training data.
+            mask: leave out the items that the user has in "all" of the data, or in the training data alone ("train"),
+                as evaluation does, or leave out "none".
 
         Returns:
             A table with columns user and item (int64 or string, as the ids are), rank (int64, from 1), score (float).
 
         Raises:
             TypeError: ``users`` is a single id, or ``k`` is no integer.
-            ValueError: an unknown user, no users at all, or ``k`` below 1.
+            ValueError: an unknown user, no users at all, ``k`` below 1, or an unknown ``mask``.
         """
+        if mask not in MASKS:
+            raise ValueError(f"mask: found {mask!r}, expected one of {', '.join(MASKS)}")
         wanted = min(_positive("k", k), len(self.item_ids))
         rows = self._rows(users)
-        blocks = list(ranked_blocks(self.user, self.item, self.seen if exclude_seen else None, rows, wanted))
+        blocks = list(ranked_blocks(self.user, self.item, self.seen.get(mask), rows, wanted))
         scores, items = torch.cat([block[1] for block in blocks]), torch.cat([block[2] for block in blocks])
         kept = items >= 0
         row, rank = torch.nonzero(kept, as_tuple=True)
@@ -123,7 +132,7 @@ def export(run_dir: str | Path, dataset: Dataset, user: Tensor, item: Tensor) ->
 
     Args:
         run_dir: the run's folder.
-        dataset: the data set trained on, for its ids and training interactions.
+        dataset: the data set trained on, for its ids and interactions.
         user: (U, d) final user embeddings.
         item: (I, d) final item embeddings.
 
@@ -134,8 +143,10 @@ def export(run_dir: str | Path, dataset: Dataset, user: Tensor, item: Tensor) ->
     if found != expected:
         raise ValueError(f"user and item: found {found} rows, expected {expected} as the data set has")
     check_finite(user, item)
-    seen = dataset.graph("train")
-    tensors = {"user": user, "item": item, "seen.rowptr": seen.rowptr, "seen.col": seen.col}
+    tensors = {"user": user, "item": item}
+    for mask, splits in _MASKED.items():
+        seen = dataset.graph(*splits)
+        tensors |= {f"seen.{mask}.rowptr": seen.rowptr, f"seen.{mask}.col": seen.col}
     tensors |= _pack_ids("user_ids", dataset.user_ids) | _pack_ids("item_ids", dataset.item_ids)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(Path(run_dir) / EXPORT, lambda path: save_file(plain, path, {"format": "pt"}))
@@ -164,7 +175,10 @@ def load(run_dir: str | Path) -> TrainedModel:
             item_ids=_unpack_ids("item_ids", tensors),
             user=tensors["user"],
             item=tensors["item"],
-            seen=Graph(tensors["seen.rowptr"], tensors["seen.col"], None, shape),
+            seen={
+                mask: Graph(tensors[f"seen.{mask}.rowptr"], tensors[f"seen.{mask}.col"], None, shape)
+                for mask in _MASKED
+            },
         )
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

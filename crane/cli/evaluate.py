@@ -6,7 +6,7 @@ import argparse
 
 from rich.console import Console
 
-from crane.cli.errors import user_errors
+from crane.cli.errors import UserError, user_errors
 from crane.cli.tables import metrics_table
 from crane.evaluation import evaluate_split
 from crane.training.environment import operations
@@ -15,6 +15,8 @@ from crane.training.run import load_run
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the metrics of a run's best weights on a split; returns the exit code."""
+    if arguments.mask_validation and arguments.split == "validation":
+        raise UserError("--mask-validation is about the test split, so --split validation cannot be given with it")
     with user_errors():
         operations()  # refuses those that CRANE_IMPLEMENTATION asks for and that cannot run
         trained = load_run(arguments.run)

@@ -92,6 +92,12 @@ def _add_recommend(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--users", required=True, metavar="IDS", help="ids with commas between, @FILE with one a line, or all"
     )
     recommend.add_argument("--k", type=int, default=20, metavar="N", help="items a user (default 20)")
+    recommend.add_argument(
+        "--mask",
+        choices=("all", "train", "none"),
+        default="all",
+        help="leave out items that the user has in all of the data (default), in the training data, or none",
+    )
     recommend.add_argument("--output", metavar="FILE", help="write a .csv or .parquet file")
 
 

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
         if output is not None:
             check_table_path(output)
         users = _read_users(arguments.users)
-        table = load(arguments.run).recommend(users, arguments.k)
+        table = load(arguments.run).recommend(users, arguments.k, arguments.mask)
         if output is not None:
             save_table(table, output)
     console = Console()

@@ -47,11 +47,13 @@ class DataConfig:
         """Check what the types leave open.
 
         Raises:
-            ValueError: a choice, the ratios, ``seed`` or ``k_core`` is out of its range.
+            ValueError: ``path`` is empty, or a choice, the ratios, ``seed`` or ``k_core`` is out of its range.
         """
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"data.{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
+        if not self.path:
+            raise ValueError(f"data.path is empty, expected a folder, a file or {DEMO!r}")
         train, *rest = self.ratios
         if len(rest) != 2 or not train > 0 or not all(0 <= ratio < float("inf") for ratio in self.ratios):
             raise ValueError(f"data.ratios is {self.ratios}, expected three numbers of 0 or more, the first above 0")

@@ -40,15 +40,17 @@ class Features:
             n_items: number of items.
 
         Returns:
-            (n_items, d) float32 and how many rows were filled.
+            (n_items, d) float32, ``matrix`` itself where nothing is moved or filled, and how many rows were filled.
         """
-        used = self.present & (items >= 0)
-        known, items = self.matrix[used], items[used]
-        result = np.empty((n_items, self.matrix.shape[1]), dtype=np.float32)
-        result[items] = known
-        missing = np.ones(n_items, dtype=bool)
-        missing[items] = False
+        used = np.flatnonzero(self.present & (items >= 0))
+        row = np.full(n_items, -1)
+        row[items[used]] = used
+        if np.array_equal(row, np.arange(len(self.matrix))):
+            return self.matrix, 0
+        missing = row < 0
+        result: np.ndarray = self.matrix[row]
         if missing.any():
+            known = self.matrix if len(used) == len(self.matrix) else self.matrix[used]
             result[missing] = known.mean(axis=0, dtype=np.float64)
         return result, int(missing.sum())
 

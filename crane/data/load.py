@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from crane.data.config import DEMO, DataConfig
@@ -23,10 +24,18 @@ def load_dataset(config: DataConfig) -> Dataset:
         ValueError: one sentence that names the file, and the row where there is one.
     """
     if config.path == DEMO:
+        _refuse_settings_of_files(config)
         return demo_dataset(config.seed)
     path = _interactions_file(Path(config.path).expanduser(), config)
     kind = _detect(path) if config.format == "auto" else config.format
     return _LOADERS[kind](path, config)
+
+
+def _refuse_settings_of_files(config: DataConfig) -> None:
+    for name, value in asdict(replace(DataConfig(), path=config.path, seed=config.seed)).items():
+        found = getattr(config, name)
+        if found != value:
+            raise ValueError(f"data.{name} is {found!r}, but {DEMO} is generated, expected the default, {value!r}")
 
 
 def _interactions_file(path: Path, config: DataConfig) -> Path:

@@ -109,6 +109,9 @@ def test_configuration_reloads_to_the_same(tmp_path: Path) -> None:
         ("training.device=gpu", "device must be auto, cpu, cuda or cuda:N, found 'gpu'"),
         ("training.metric=recall@30", "training.metric must be one of what evaluation measures"),
         ("evaluation.metrics=recal", "metrics must be among recall, ndcg"),
+        ("evaluation.ks=5,20,5", "evaluation: ks must name each entry once, found 5 twice"),
+        ("evaluation.metrics=recall,recall", "metrics must name each entry once, found recall twice"),
+        ("data.path=", "data: data.path is empty, expected a folder, a file or 'demo'"),
         ("evaluation.ks=[]", "must each hold at least one entry"),
         ("seed=-1", "seed must be at least 0"),
         ("model=lightgnc", "model must be one of .*, found 'lightgnc', did you mean lightgcn?"),
@@ -170,6 +173,7 @@ def test_wrong_length_is_refused() -> None:
         ("[1, 2]", "must hold a mapping, found the list"),
         ("a: [", "is not valid YAML"),
         ("a: \xff", "is not valid YAML"),
+        ("a: 1\nb: {c: 2, c: 3}", "the key 'c' stands twice"),
     ],
 )
 def test_files_that_are_no_configuration_are_refused(tmp_path: Path, content: str, message: str) -> None:

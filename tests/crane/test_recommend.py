@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,16 @@ def test_recommends_the_best_unseen_items_in_the_users_own_ids(model):
 
 def test_users_with_fewer_items_left_get_fewer(model):
     assert model.recommend(["7"], k=3).to_pydict() == {"user": ["7"], "rank": [1], "item": ["d"], "score": [4.0]}
-    assert model.recommend(["7"], k=9, exclude_seen=False)["item"].to_pylist() == ["d", "", "b", "a"]
+    assert model.recommend(["7"], k=9, mask="none")["item"].to_pylist() == ["d", "", "b", "a"]
+
+
+def test_items_of_every_split_are_known_unless_the_mask_is_of_training(tmp_path):
+    split = Interactions.from_pairs(np.array([1]), np.array([0]))
+    model = load(make_run(tmp_path, replace(make_dataset(), validation=split)))
+    assert model.recommend(["bö, b"], k=9)["item"].to_pylist() == ["", "d"]
+    assert model.recommend(["bö, b"], k=9, mask="train")["item"].to_pylist() == ["a", "", "d"]
+    with pytest.raises(ValueError, match="mask: found 'test', expected one of all, train, none"):
+        model.recommend(["bö, b"], mask="test")
 
 
 def test_all_users_keep_the_data_sets_order(model):

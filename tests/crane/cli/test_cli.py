@@ -250,6 +250,12 @@ def test_evaluate_can_mask_validation_items(crane: Crane, finished: Path) -> Non
     assert plain != masked
 
 
+def test_evaluate_refuses_to_mask_validation_items_at_validation(crane: Crane, finished: Path) -> None:
+    result = crane("evaluate", finished, "--split", "validation", "--mask-validation")
+    assert (result.code, result.out) == (2, "")
+    assert "so --split validation cannot be given with it" in result.err
+
+
 @pytest.mark.parametrize("command", [("evaluate",), ("recommend", "--users", "all")])
 def test_runs_that_are_none_are_refused(crane: Crane, command: tuple[str, ...]) -> None:
     result = crane(command[0], "nowhere", *command[1:])
@@ -287,8 +293,13 @@ def test_recommend_writes_files_of_unseen_items(crane: Crane, finished: Path, su
     assert set(table.column_names) == {"user", "item", "rank", "score"}
     assert table.num_rows == 60 * 5
     dataset = load_dataset(RunConfig.load(finished / "config.yaml").data)
-    seen = set(zip(dataset.user_ids[dataset.train.users], dataset.item_ids[dataset.train.items], strict=True))
-    assert not seen & {(row["user"], row["item"]) for row in table.to_pylist()}
+    for masked, splits in (("all", (dataset.train, dataset.validation, dataset.test)), ("train", (dataset.train,))):
+        assert crane("recommend", finished, "--users", "all", "--output", f"{masked}.csv", "--mask", masked).code == 0
+        rows = pyarrow.csv.read_csv(f"{masked}.csv").to_pylist()
+        given = {(row["user"], row["item"]) for row in rows}
+        for split in (dataset.train, dataset.validation, dataset.test):
+            known = set(zip(dataset.user_ids[split.users], dataset.item_ids[split.items], strict=True))
+            assert bool(known & given) is not any(split is one for one in splits)
 
 
 def test_recommend_reads_users_from_a_file(crane: Crane, finished: Path) -> None:

@@ -101,6 +101,16 @@ def test_demo_repeats_by_seed():
     assert len(first.train) != len(other.train)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"k_core": 5}, {"split": "time"}, {"ratios": (8.0, 1.0, 0.0)}, {"modalities": {}}, {"format": "plain"}],
+)
+def test_demo_refuses_settings_of_files(setting):
+    (name,) = setting
+    with pytest.raises(ValueError, match=f"^data.{name} is .*, but demo is generated, expected the default, "):
+        load_dataset(DataConfig(path="demo", **setting))
+
+
 def test_demo_has_the_sizes_and_ids_it_promises():
     data = demo_dataset()
     assert (data.n_users, data.n_items) == (1200, 720)
