@@ -29,6 +29,7 @@ class CRANE(nn.Module):
         self.refinement = Refinement(dataset, ours)
         self.interactions = coo(ours.interactions)
         self.degrees = torch.bincount(torch.from_numpy(self.users), minlength=self.n_users)
+        assert ours.item_graph is not None
         self.item_graph = coo(ours.item_graph)
         self.edge_weights = self._edge_weights()
         self.keep_edges(np.arange(len(self.users)))

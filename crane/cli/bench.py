@@ -11,6 +11,7 @@ from rich.console import Console
 from crane.bench import Finding, Ratios, Results, check, load, record, write_page
 from crane.cli.errors import UserError, user_errors
 from crane.cli.tables import plain_table
+from crane.console import say
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     except OSError as error:
         raise UserError(str(error)) from error
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(console, text)
     return 0
 
 
@@ -50,9 +51,9 @@ def _check(console: Console, runs: Sequence[Results], expected: Ratios) -> int:
     threads = runs[-1].machine["threads"]
     if threads != expected.threads:
         text = f"measured with {threads} threads, recorded with {expected.threads}: the ratios may differ"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(console, text)
     kept = len(findings) - len(lost)
-    console.print(f"{kept} of {len(findings)} ratios hold", markup=False, highlight=False)
+    say(console, f"{kept} of {len(findings)} ratios hold")
     return 1 if lost else 0
 
 

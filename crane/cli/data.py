@@ -11,6 +11,7 @@ from rich.console import Console
 from crane.cli.errors import user_errors
 from crane.cli.tables import plain_table
 from crane.config import RunConfig, merge
+from crane.console import say
 from crane.data import Dataset, load_dataset
 
 
@@ -20,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings = [f"data.path={arguments.path}", *chain.from_iterable(arguments.settings)]
         dataset = load_dataset(RunConfig.from_mapping(merge({}, settings)).data)
     console = Console()
-    console.print(dataset.describe(), markup=False, highlight=False)
+    say(console, dataset.describe())
     console.print(plain_table(["check", "found"], checks(dataset)))
     return 0
 

@@ -21,12 +21,11 @@ def run(arguments: argparse.Namespace) -> int:
         operations()  # refuses those that CRANE_IMPLEMENTATION asks for and that cannot run
         trained = load_run(arguments.run)
         evaluation = trained.config.evaluation
-        user, item = trained.model.embeddings()
         values = evaluate_split(
             trained.dataset,
             arguments.split,
-            user,
-            item,
+            trained.user,
+            trained.item,
             mask_validation=arguments.mask_validation or evaluation.mask_validation,
             ks=evaluation.ks,
             metrics=evaluation.metrics,

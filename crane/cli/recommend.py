@@ -11,6 +11,7 @@ from rich.console import Console
 
 from crane.cli.errors import user_errors
 from crane.cli.tables import plain_table
+from crane.console import say
 from crane.recommend import check_table_path, load, save_table
 from crane.training.environment import operations
 
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     _print(console, table)
     if output is not None:
-        console.print(f"{table.num_rows:,} rows written to {output}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{table.num_rows:,} rows written to {output}")
     return 0
 
 
@@ -58,4 +59,4 @@ def _print(console: Console, table: pa.Table) -> None:
     console.print(plain_table(["user", "rank", "item", "score"], rows))
     if table.num_rows > len(rows):
         text = f"and {table.num_rows - len(rows):,} more rows; --output writes them all"
-        console.print(text, markup=False, highlight=False)
+        say(console, text)

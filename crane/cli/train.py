@@ -15,6 +15,7 @@ from crane import mmrec
 from crane.cli.errors import UserError, user_errors
 from crane.cli.tables import metrics_table
 from crane.config import RunConfig, merge, read_yaml
+from crane.console import say
 from crane.data import load_dataset
 from crane.data.config import DEMO
 from crane.training.environment import environment, operations
@@ -32,8 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
         operations()  # refuses those that CRANE_IMPLEMENTATION asks for and that cannot run
     trainer = _resumed(arguments, console) if arguments.resume is not None else _new(arguments, console)
     folder = trainer.folder
-    console.print(trainer.dataset.describe(), markup=False, highlight=False)
-    console.print(_headline(trainer), markup=False, highlight=False)
+    say(console, trainer.dataset.describe())
+    say(console, _headline(trainer))
     try:
         state = trainer.fit()
         write_report(folder, trainer.config, trainer.dataset, state)
@@ -140,6 +141,6 @@ def _headline(trainer: Trainer) -> str:
 def _print_result(console: Console, trainer: Trainer) -> None:
     state, evaluation = trainer.state, trainer.config.evaluation
     text = f"best epoch {state.best_epoch} of {state.epoch} ({state.finished}); see {trainer.folder.report}"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(console, text)
     if state.test:
         console.print(metrics_table(evaluation, state.test, title="test"))

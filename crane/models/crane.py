@@ -27,7 +27,7 @@ class CRANEConfig:
         layers: layers of the behaviour graph; 0 switches it off.
         edge_keep: fraction of the training edges that the behaviour graph keeps in an epoch; 1 switches pruning off.
         neighbours: nearest items, itself included, that each modality connects an item to in the semantic graph; 0
-            switches the semantic graph off.
+            switches semantic embeddings off, and with them the contrastive loss, which then has nothing to compare.
         image_weight: the image's share in the semantic graph; the other modalities share the rest.
         semantic_layers: layers of the semantic graph.
         attention: ``recursive``, the paper's cross-modal attention; or multi-head attention over an item's
@@ -76,6 +76,8 @@ class CRANEConfig:
         if self.attention != "recursive":
             if self.recursions:
                 raise ValueError(f"recursions must be 0 with attention {self.attention!r}, found {self.recursions}")
+            if not self.neighbours:
+                raise ValueError(f"neighbours must be at least 1 with attention {self.attention!r}, found 0")
             if self.dim % self.heads:
                 raise ValueError(f"heads must be a divisor of dim, {self.dim}, found {self.heads}")
 
@@ -180,7 +182,9 @@ class CRANE(GraphRecommender):
     def __init__(self, dataset: Dataset, config: CRANEConfig, generator: torch.Generator) -> None:
         super().__init__(dataset, config, generator, dim=config.dim, edge_keep=config.edge_keep)
         features = item_features(dataset, "CRANE")
-        self.item_graph = semantic_graph(features, config.neighbours, config.image_weight)
+        self.item_graph: Graph | None = None
+        if config.neighbours:
+            self.item_graph = semantic_graph(features, config.neighbours, config.image_weight)
         self.profiles = Profiles(self.interactions)
         refines = config.feature_weight > 0 and config.profile_weight > 0
         self.refinement: Refinement | None = Refinement(dataset, config, generator) if refines else None
@@ -197,7 +201,7 @@ class CRANE(GraphRecommender):
         semantic = self._semantic(profiles, batch.nodes)
         final = self._final(behaviour, semantic, profiles, batch.nodes)
         parts = {"bpr": bpr_loss(final, final, batch.users, batch.positives, batch.negatives)}
-        if self.config.contrastive_weight:
+        if self.config.contrastive_weight and self.item_graph is not None:
             parts["contrastive"] = self.config.contrastive_weight * self._contrast(behaviour, semantic, batch)
         if self.config.l2:
             parts["l2"] = self.config.l2 * batch.half_squared_norm(initial.index_select(0, batch.nodes))
@@ -218,6 +222,9 @@ class CRANE(GraphRecommender):
 
     def _semantic(self, profiles: Graph, rows: Tensor | None = None) -> Tensor:
         """Semantic embeddings of all nodes or of ``rows``, (n, d); a user's is weighted w_p."""
+        if self.item_graph is None:
+            n = self.profiles.all.n_rows if rows is None else len(rows)
+            return self.item_embedding.new_zeros(n, self.config.dim)
         items = self.item_embedding if self.fusion is None else self.fusion()
         for _ in range(self.config.semantic_layers):
             items = spmm(self.item_graph, items)

@@ -32,11 +32,9 @@ def semantic_graph(features: Mapping[str, Tensor], neighbours: int, image_weight
     """S = sum of w_m kNN_m over the modalities: (I, I), rows sum to one (FREEDOM, Zhou and Shen 2023, equation 4).
 
     The modality called image (or visual) weighs ``image_weight`` and the others share the rest equally; without an
-    image, or with nothing else, all weigh the same. No neighbours: the identity, over which nothing travels.
+    image, or with nothing else, all weigh the same.
     """
     n_items = next(iter(features.values())).shape[0]
-    if neighbours == 0:
-        return Graph.from_edges(torch.arange(n_items), torch.arange(n_items), shape=(n_items, n_items))
     weights = modality_weights(list(features), image_weight)
     graphs = [(knn_graph(matrix, neighbours), weights[name]) for name, matrix in features.items()]
     return Graph.from_edges(

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from crane.console import say
+
 # Reading the loss waits for the device, so it is read for display this often and not every step.
 _REFRESH_SECONDS = 0.5
 
@@ -38,11 +40,8 @@ def console_reporter(console: Console) -> Reporter:
     return BarReporter(console) if console.is_terminal else LineReporter(console)
 
 
-class LineReporter:
-    """One line an epoch."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
+class SilentReporter:
+    """Says nothing, for use from Python."""
 
     def __enter__(self) -> Self:
         return self
@@ -53,19 +52,31 @@ class LineReporter:
         pass
 
     def start(self, epochs: int, steps: int, done: int) -> None:
-        self.epochs = epochs
-        self.done = done
-        self.seconds = 0.0
+        pass
 
     def step(self, loss: Tensor) -> None:
         pass
 
     def epoch(self, record: dict[str, Any], metric: str, best: tuple[int, float | None]) -> None:
+        pass
+
+
+class LineReporter(SilentReporter):
+    """One line an epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def start(self, epochs: int, steps: int, done: int) -> None:
+        self.epochs = epochs
+        self.done = done
+        self.seconds = 0.0
+
+    def epoch(self, record: dict[str, Any], metric: str, best: tuple[int, float | None]) -> None:
         self.seconds += record["train_seconds"] + (record["evaluate_seconds"] or 0.0)
         number = record["epoch"]
         left = self.seconds / (number - self.done) * (self.epochs - number)
-        line = f"{describe(record, self.epochs, metric, best)}  at most {clock(left)} left"
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, f"{describe(record, self.epochs, metric, best)}  at most {clock(left)} left")
 
 
 class BarReporter:
@@ -111,28 +122,7 @@ class BarReporter:
         shown = "" if best[1] is None else f"best {metric} {best[1]:.4f}"
         self.bar.update(self.task, epoch=f"{number}/{self.epochs}", metric=shown)
         line = describe(record, self.epochs, metric, best)
-        self.bar.console.print(line, markup=False, highlight=False)
-
-
-class SilentReporter:
-    """Says nothing, for use from Python."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def start(self, epochs: int, steps: int, done: int) -> None:
-        pass
-
-    def step(self, loss: Tensor) -> None:
-        pass
-
-    def epoch(self, record: dict[str, Any], metric: str, best: tuple[int, float | None]) -> None:
-        pass
+        say(self.bar.console, line)
 
 
 def describe(record: dict[str, Any], epochs: int, metric: str, best: tuple[int, float | None]) -> str:

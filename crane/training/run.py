@@ -8,10 +8,12 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from crane.config import RunConfig
 from crane.data import Dataset, load_dataset
 from crane.models import MODELS, Recommender
+from crane.recommend import load
 from crane.seeds import weights_generator
 from crane.training.checkpoint import TrainingState
 from crane.training.folder import RunFolder
@@ -19,16 +21,17 @@ from crane.training.folder import RunFolder
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run read back from its folder, with the best weights in the model."""
+    """A run read back from its folder, with the final embeddings of the best weights: users (U, d), items (I, d)."""
 
     config: RunConfig
     dataset: Dataset
-    model: Recommender
     state: TrainingState
+    user: Tensor
+    item: Tensor
 
 
 def load_run(path: str | Path) -> TrainedRun:
-    """Read a run's configuration, data set and best weights; the model is on the CPU.
+    """Read a run's configuration, data set and best embeddings, on the CPU; an unfinished run's model is built for it.
 
     Raises:
         ValueError: the folder holds no run, no epoch has been evaluated yet, or the data set is a different one now.
@@ -41,9 +44,12 @@ def load_run(path: str | Path) -> TrainedRun:
     config = RunConfig.load(folder.config)
     dataset = load_dataset(config.data)
     check_same_data(state, dataset)
+    if state.test is not None:  # finished, so the embeddings are in the export
+        trained = load(path)
+        return TrainedRun(config, dataset, state, trained.user, trained.item)
     model = build_model(config, dataset)
     folder.checkpoints.load_weights(state.best_epoch, model)
-    return TrainedRun(config, dataset, model.eval(), state)
+    return TrainedRun(config, dataset, state, *model.eval().embeddings())
 
 
 def build_model(config: RunConfig, dataset: Dataset) -> Recommender:

@@ -151,6 +151,7 @@ def test_training_goes_on_from_the_loaded_weights(dataset: Dataset) -> None:
         ({}, {"depth": 2}, TypeError, "found depth, which CRANE does not have"),
         ({}, {"attention": "recursive"}, ValueError, "found 'recursive', expected 'items' or 'modalities'"),
         ({}, {"recursions": 2}, ValueError, "recursions must be 0 with attention 'items', found 2"),
+        ({}, {"neighbours": 0}, ValueError, "neighbours must be at least 1 with attention 'items', found 0"),
         ({}, {"heads": 3}, ValueError, "heads must be a divisor of dim, 16, found 3"),
     ],
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from crane.data import Dataset, Interactions
 from crane.models import CRANE
 from crane.models.crane import CRANEConfig, Profiles
-from crane_kernels import Graph
+from crane_kernels import Graph, propagate
 from crane_kernels.recursive_cross_modal_attention.reference import direct_form
 
 MakeDataset = Callable[..., Dataset]
@@ -53,6 +53,7 @@ def _written_out(model: CRANE, dataset: Dataset, adjacency: Tensor, interactions
     normalised = root[:, None] * square * root
     behaviour = torch.stack([torch.matrix_power(normalised, layer) @ initial for layer in range(3)]).mean(0)
     profile = interactions / interactions.sum(1, keepdim=True).clamp_min(1)
+    assert model.item_graph is not None
     semantic = model.item_graph.to_dense().to(initial.dtype) @ model.item_embedding
     items = F.normalize(refinement.projection(), dim=2)
     users = torch.einsum("ui,imd->umd", profile, items)
@@ -99,6 +100,7 @@ def test_contrastive_and_l2_parts(make_dataset: MakeDataset) -> None:
     initial_nodes = torch.cat([model.user_embedding, model.item_embedding])
     dense = model.graph.to_dense()
     behaviour = (initial_nodes + dense @ initial_nodes + dense @ dense @ initial_nodes) / 3
+    assert model.item_graph is not None
     semantic = model.item_graph.to_dense().double() @ model.item_embedding
     interactions = dataset.graph("train").to_dense().double()
     interactions[users, positives] = 0
@@ -132,6 +134,17 @@ def test_each_part_switches_off_and_the_rest_trains(make_dataset: MakeDataset, o
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
     batch = _batch(dataset)
     assert not torch.equal(model.loss(*batch).total, whole.loss(*batch).total)
+
+
+def test_without_neighbours_the_semantic_embeddings_are_gone(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset("image", "text")
+    model = _model(dataset, neighbours=0)
+    user, item = model.embeddings()
+    expected = model.split(propagate(model.graph, model.initial().detach(), 2))
+    assert torch.equal(user[:, :8], expected[0])
+    assert torch.equal(item[:, :8], expected[1])
+    assert user[:, 8:].any()
+    assert set(model.loss(*_batch(dataset)).parts) == {"bpr", "l2"}
 
 
 def test_switched_off_refinement_has_no_weights(make_dataset: MakeDataset) -> None:
@@ -246,6 +259,7 @@ def test_user_whose_items_are_all_in_the_batch_leaves_no_rounding_error(make_dat
     model = _model(dataset)
     model.loss(*batch).total.backward()
     exact = _model(dataset).double()
+    assert exact.item_graph is not None
     exact.interactions, exact.item_graph = exact.interactions.to(torch.float64), exact.item_graph.to(torch.float64)
     exact.epoch_graph = exact.epoch_graph.to(torch.float64)
     exact.loss(*batch).total.backward()

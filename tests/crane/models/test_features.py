@@ -23,11 +23,6 @@ def test_semantic_graph_is_the_weighted_sum_of_the_neighbour_graphs(make_dataset
     torch.testing.assert_close(graph.to_dense(), expected)
 
 
-def test_without_neighbours_the_semantic_graph_is_the_identity(make_dataset: Callable[..., Dataset]) -> None:
-    features = item_features(make_dataset("text"), "this model")
-    assert torch.equal(semantic_graph(features, 0, 0.1).to_dense(), torch.eye(30))
-
-
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

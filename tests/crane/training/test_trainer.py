@@ -16,7 +16,7 @@ from crane.data import Dataset, Interactions
 from crane.evaluation import evaluate_split
 from crane.models import MODELS, LightGCN, Loss
 from crane.training.folder import RunFolder
-from crane.training.progress import SilentReporter
+from crane.training.progress import Reporter, SilentReporter
 from crane.training.report import write_report
 from crane.training.run import fingerprint, load_run
 from crane.training.trainer import DivergenceError, Trainer, build_optimizer, find_device, first_not_finite
@@ -50,9 +50,25 @@ def test_test_metrics_are_those_of_the_best_weights(
 ) -> None:
     state = make_trainer(tmp_path / "run").fit()
     run = load_run(tmp_path / "run")
-    assert state.test == evaluate_split(tiny, "test", *run.model.embeddings())
+    assert state.test == evaluate_split(tiny, "test", run.user, run.item)
     best = timeless(tmp_path / "run")[state.best_epoch - 1]["validation"]
-    assert best == evaluate_split(tiny, "validation", *run.model.embeddings())
+    assert best == evaluate_split(tiny, "validation", run.user, run.item)
+    folder = RunFolder(tmp_path / "run")
+    folder.checkpoints.save_state(
+        dataclasses.replace(state, test=None)
+    )  # as if it had been interrupted after its last epoch
+    (tmp_path / "run" / "export.safetensors").unlink()
+    unfinished = load_run(tmp_path / "run")
+    assert torch.equal(unfinished.user, run.user)
+    assert torch.equal(unfinished.item, run.item)
+
+
+def test_a_finished_run_is_loaded_without_its_model(
+    tmp_path: Path, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_trainer(tmp_path / "run", "training.epochs=1").fit()
+    monkeypatch.setattr("crane.training.run.build_model", lambda *_: pytest.fail("the model is built"))
+    assert len(load_run(tmp_path / "run").user) == 60
 
 
 def test_the_test_split_is_looked_at_once(
@@ -162,6 +178,31 @@ def test_an_interrupted_run_continues_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     make_trainer(tmp_path / "parts", *settings).fit()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("name", ["crane", "freedom", "vbpr"])
+def test_every_model_continues_bit_for_bit_with_two_threads(
+    tmp_path: Path, tiny: Dataset, name: str, assert_same_run: SameRun
+) -> None:
+    features = {
+        m: np.random.default_rng(0).normal(size=(tiny.n_items, 6)).astype(np.float32) for m in ("image", "text")
+    }
+    dataset = dataclasses.replace(tiny, features=features)
+    training = {"epochs": 3, "batch_size": 128, "threads": 2, "patience": 3, "eval_every": 1}
+    config = RunConfig.from_mapping({"model": {"name": name, "dim": 8}, "training": training})
+
+    def trainer(folder: str, reporter: Reporter | None = None) -> Trainer:
+        run = RunFolder(tmp_path / folder)
+        if not run.config.exists():
+            run.create(config, {})
+        return Trainer(config, dataset, run, reporter)
+
+    trainer("whole").fit()
+    interrupted = trainer("parts", Interrupt(6))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.fit()
+    assert trainer("parts").fit().epoch == 3
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
