@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from crane.data import Dataset
 from crane_kernels import accelerate, sparse_mm
 
+OPERATION = "swap"
+SCALES, REAL_DATA = ("baby",), True
 DIM, BATCH, TEXT_WIDTH = 64, 2048, 384
 AT_LEAST = {
     "modalities, 4096-wide images": 1.2,

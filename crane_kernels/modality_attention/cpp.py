@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from crane_kernels import extension
-from crane_kernels.modality_attention import reference
+from crane_kernels.modality_attention import items, reference
 
 DTYPES = (torch.float32, torch.float64)
 MAX_TOKENS = 4
@@ -21,23 +21,34 @@ def refuses(tokens: Tensor, *rest: Any) -> str | None:
         return f"tokens is on device {tokens.device}, not on the CPU"
     if tokens.dtype not in DTYPES:
         return f"tokens has dtype {tokens.dtype}, not float32 or float64"
-    return refuses_in_general(tokens, *rest)
-
-
-def refuses_in_general(tokens: Tensor, *rest: Any) -> str | None:
-    """What the compiled kernels of any device lack for this call; ``None`` when nothing."""
-    if rest[-1] != "modalities":
-        return f"axis is {rest[-1]!r}, not 'modalities'"
-    if tokens.shape[1] > MAX_TOKENS:
+    if rest[-1] == "items" and tokens.dtype != torch.float32:
+        return f"axis is 'items' and tokens has dtype {tokens.dtype}, not float32"
+    if rest[-1] == "modalities" and tokens.shape[1] > MAX_TOKENS:
         return f"tokens has {tokens.shape[1]} tokens a row, more than {MAX_TOKENS}"
     if forward_ad._current_level >= 0:  # a custom operator would take every tangent for zero
         return "forward-mode differentiation is under way"
     return None
 
 
-def modality_attention(*arguments: Any) -> Tensor:
-    """Attention over the tokens of each row, then their mean, on the CPU: (N, M, d) -> (N, d)."""
-    result: Tensor = torch.ops.crane_kernels.modality_attention(*arguments[:6])
+def modality_attention(
+    tokens: Tensor,
+    in_proj_weight: Tensor,
+    in_proj_bias: Tensor | None,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    num_heads: int,
+    axis: str,
+) -> Tensor:
+    """Attention over the tokens of each row or over the rows, then the mean, on the CPU: (N, M, d) -> (N, d)."""
+    weights = in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias
+    if axis == "items":
+        return reference.modality_attention(tokens, *weights, num_heads, axis, _attend_to_items)
+    result: Tensor = torch.ops.crane_kernels.modality_attention(tokens, *weights, num_heads)
+    return result
+
+
+def _attend_to_items(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    result: Tensor = torch.ops.crane_kernels.items_attention(query, key, value)[0]
     return result
 
 
@@ -80,7 +91,37 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *wanted(ctx, gradients), None
 
 
+def _save_items(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward_of_items(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None
+    query, key, value, output, log_sum = ctx.saved_tensors
+    if torch.is_grad_enabled():  # the gradients have gradients themselves
+        inputs = [x for x, needed in zip((query, key, value), ctx.needs_input_grad, strict=True) if needed]
+        again = items.in_blocks(query, key, value)
+        found = iter(torch.autograd.grad(again, inputs, grad, create_graph=True))
+        return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+    gradients = torch.ops.crane_kernels.items_attention_backward(grad, query, key, value, output, log_sum)
+    return tuple(x if needed else None for x, needed in zip(gradients, ctx.needs_input_grad, strict=True))
+
+
+def _fake_items(query: Tensor, _key: Tensor, _value: Tensor) -> tuple[Tensor, Tensor]:
+    return query.new_empty(query.shape), query.new_empty(query.shape[:3])
+
+
+def _fake_backward_of_items(_grad: Tensor, query: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), query.new_empty(query.shape), query.new_empty(query.shape)
+
+
 if extension.missing() is None:
     torch.library.register_fake("crane_kernels::modality_attention", _fake)
     torch.library.register_fake("crane_kernels::modality_attention_backward", fake_backward)
     torch.library.register_autograd("crane_kernels::modality_attention", _backward, setup_context=save)
+    torch.library.register_fake("crane_kernels::items_attention", _fake_items)
+    torch.library.register_fake("crane_kernels::items_attention_backward", _fake_backward_of_items)
+    torch.library.register_autograd("crane_kernels::items_attention", _backward_of_items, setup_context=_save_items)

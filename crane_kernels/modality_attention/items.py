@@ -25,7 +25,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Softmax of the scaled scores of each query with all keys, times the values: all (batch, heads, N, width)."""
     if _fused_serves(query):
         return _fused(query, key, value)
-    return _blocked(query, key, value)
+    return in_blocks(query, key, value)
 
 
 def _fused_serves(query: Tensor) -> bool:
@@ -42,7 +42,8 @@ def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, scale=1 / math.sqrt(width))[..., :width]
 
 
-def _blocked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def in_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """:func:`attention` by blocks of queries."""
     batch, heads, n, _ = query.shape
     rows = max(1, BLOCK_ENTRIES // max(1, batch * heads * n))
     blocks = [checkpoint(_block, part, key, value, use_reentrant=False) for part in torch.split(query, rows, dim=2)]

@@ -4,6 +4,7 @@
 
 #include "graph/graph.h"
 #include "info_nce/info_nce.h"
+#include "items_attention/items_attention.h"
 #include "masked_topk/masked_topk.h"
 #include "modality_attention/modality_attention.h"
 #include "propagate/propagate.h"
@@ -58,6 +59,10 @@ STABLE_TORCH_LIBRARY(crane_kernels, m) {
   m.def(
       "modality_attention_backward(Tensor grad, Tensor tokens, Tensor in_proj_weight, Tensor? in_proj_bias, Tensor "
       "out_proj_weight, Tensor? out_proj_bias, int num_heads) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("items_attention(Tensor query, Tensor key, Tensor value) -> (Tensor, Tensor)");
+  m.def(
+      "items_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output, Tensor log_sum) -> "
+      "(Tensor, Tensor, Tensor)");
   m.def(
       "recursive_cross_modal_attention(Tensor x, Tensor w_joint, Tensor b_joint, Tensor w_attend, Tensor w_out, "
       "Tensor? rows, int recursions, float scale, int kept) -> (Tensor result, Tensor between, Tensor moments)");
@@ -81,6 +86,8 @@ STABLE_TORCH_LIBRARY_IMPL(crane_kernels, CPU, m) {
   m.impl("info_nce_backward", TORCH_BOX(&crane::info_nce_backward));
   m.impl("modality_attention", TORCH_BOX(&crane::modality_attention));
   m.impl("modality_attention_backward", TORCH_BOX(&crane::modality_attention_backward));
+  m.impl("items_attention", TORCH_BOX(&crane::items_attention));
+  m.impl("items_attention_backward", TORCH_BOX(&crane::items_attention_backward));
   m.impl("recursive_cross_modal_attention", TORCH_BOX(&crane::recursive_cross_modal_attention));
   m.impl("recursive_cross_modal_attention_backward", TORCH_BOX(&crane::recursive_cross_modal_attention_backward));
 }

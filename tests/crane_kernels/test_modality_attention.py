@@ -10,7 +10,7 @@ from torch import nn, profiler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from crane_kernels import dispatch, extension, modality_attention
-from crane_kernels.modality_attention import items
+from crane_kernels.modality_attention import cpp, items
 from crane_kernels.nn import ModalityAttention
 
 DTYPES = (torch.float32, torch.float64)
@@ -101,7 +101,18 @@ def test_compiled_matches_float64(n, modalities, d, heads, bias, dtype):
 def test_every_instruction_set(isa):
     if isa not in extension.instruction_sets():
         pytest.skip(f"this build and processor do not run {isa}")
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "matches or bits"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "match or bits or number",
+    ]
     done = subprocess.run(command, env=os.environ | {"CRANE_ISA": isa}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -127,7 +138,7 @@ def test_serves_float32_on_the_cpu_and_says_why_not_elsewhere():
     arguments = leaves(3, 2, 4, 2)
     assert dispatch.choose("modality_attention", None, *arguments, 2, "modalities").implementation.name == "cpp"
     for changed, axis, text in (
-        (arguments, "items", "axis is 'items'"),
+        (arguments, "items", "axis is 'items' and tokens has dtype torch.float64"),
         (leaves(3, 5, 4, 2), "modalities", "5 tokens a row"),
         ([x.bfloat16() for x in arguments], "modalities", "dtype torch.bfloat16"),
     ):
@@ -249,13 +260,85 @@ def test_more_rows_than_65535(implementation):
     torch.testing.assert_close(found[-5:], tail)
 
 
+@pytest.mark.parametrize(
+    ("shape", "scale"),
+    [
+        ((2, 4, 600, 16), 1.0),
+        ((1, 1, 1, 1), 1.0),
+        ((0, 2, 5, 8), 1.0),
+        ((1, 2, 0, 8), 1.0),
+        ((1, 3, 33, 5), 1.0),
+        ((2, 1, 1100, 17), 1.0),
+        ((1, 1, 70, 70), 1.0),
+        ((1, 2, 200, 16), 30.0),
+    ],
+)
+@pytest.mark.usefixtures("compiled", "nan_filled_memory")
+def test_compiled_items_match_float64(shape, scale):
+    torch.manual_seed(0)
+    batch, heads, n, width = shape
+    packed = (scale * torch.randn(n, batch, 3, heads, width)).requires_grad_()  # strided, as the projection leaves it
+    direction = torch.randn(shape, dtype=torch.float64)
+    results = []
+    for x, attend in ((packed.double(), items.in_blocks), (packed, cpp._attend_to_items)):
+        value = attend(*x.permute(2, 1, 3, 0, 4))
+        results.append((value, *torch.autograd.grad(value, packed, direction.to(value.dtype))))
+    for truth, found in zip(*results, strict=True):
+        limit = max(1.0, float(truth.detach().abs().max())) if truth.numel() else 1.0
+        # A score's error is eps times its terms, and moves a weight by as much.
+        atol = 100 * torch.finfo(torch.float32).eps * limit * max(1.0, scale**2)
+        torch.testing.assert_close(found.double(), truth.double(), rtol=0, atol=atol)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_compiled_items_same_bits_for_every_number_of_threads():
+    given = [torch.randn(2, 2, 300, 8, requires_grad=True) for _ in range(3)]
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            value = cpp._attend_to_items(*given)
+            results.append([value, *torch.autograd.grad(value.square().sum(), given)])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_compiled_items_with_not_a_number():
+    query, key, value = torch.randn(3, 1, 1, 40, 8).unbind()
+    key[..., 7, 2] = float("nan")
+    assert bool(cpp._attend_to_items(query, key, value).isnan().all())
+    query[..., 3, :] = float("nan")
+    found = cpp._attend_to_items(query, key.nan_to_num(), value)[0, 0].isnan().all(1)
+    assert found.nonzero().flatten().tolist() == [3]
+
+
+@pytest.mark.usefixtures("compiled")
+def test_opcheck_and_gradients_of_gradients_of_items():
+    given = [torch.randn(2, 2, 9, 4, requires_grad=True) for _ in range(3)]
+    torch.library.opcheck(torch.ops.crane_kernels.items_attention, given)
+    saved = [x.detach() for x in given]
+    output, log_sum = torch.ops.crane_kernels.items_attention(*saved)
+    torch.library.opcheck(
+        torch.ops.crane_kernels.items_attention_backward, (torch.randn_like(output), *saved, output, log_sum)
+    )
+    seconds = []
+    for attend in (cpp._attend_to_items, items.in_blocks):
+        first = torch.autograd.grad(attend(*given).square().sum(), given[:2], create_graph=True)
+        seconds.append(torch.autograd.grad(sum(x.square().sum() for x in first), given))
+    torch.testing.assert_close(*seconds, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("entries", [1, 70, 10**6])
 def test_blocks_of_items_change_nothing(monkeypatch, entries):
     monkeypatch.setattr(items, "BLOCK_ENTRIES", entries)
     query, key, value = (torch.randn(2, 3, 11, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     direction = torch.randn(2, 3, 11, 4, dtype=torch.float64)
     results = []
-    for attend in (items._blocked, items._fused):
+    for attend in (items.in_blocks, items._fused):
         result = attend(query, key, value)
         results.append([result, *torch.autograd.grad(result, (query, key, value), direction)])
     for blocked, fused in zip(*results, strict=True):
@@ -268,7 +351,7 @@ def test_items_never_fall_back_to_the_whole_matrix(allowed):
     tokens, *given = leaves(9, 2, 8, 2, dtype=torch.float32)
     backend = SDPBackend.FLASH_ATTENTION if allowed else SDPBackend.MATH
     with sdpa_kernel(backend), profiler.profile(activities=[profiler.ProfilerActivity.CPU]) as profile:
-        modality_attention(tokens, *given, 2, "items").sum().backward()
+        modality_attention(tokens, *given, 2, "items", implementation="reference").sum().backward()
     names = {event.name for event in profile.events()}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
     assert "aten::_scaled_dot_product_flash_attention_for_cpu_backward" in names

@@ -25,9 +25,11 @@ class GeneralRecommender(nn.Module):
 
 
 class LightGCN(GeneralRecommender):
-    def __init__(self, pairs: np.ndarray, dim: int = 16, n_layers: int = 2) -> None:
+    def __init__(
+        self, pairs: np.ndarray, dim: int = 16, n_layers: int = 2, sizes: tuple[int, int] = (N_USERS, N_ITEMS)
+    ) -> None:
         super().__init__()
-        self.n_users, self.n_items, self.n_layers = N_USERS, N_ITEMS, n_layers
+        (self.n_users, self.n_items), self.n_layers = sizes, n_layers
         self.user_embedding = nn.Embedding(self.n_users, dim)
         self.item_id_embedding = nn.Embedding(self.n_items, dim)
         nn.init.xavier_uniform_(self.user_embedding.weight)
@@ -84,9 +86,17 @@ class CRANE(LightGCN):
     """The authors' released form: behaviour graph, fused features over the item graph, their sum."""
 
     def __init__(
-        self, pairs: np.ndarray, visual: Tensor, textual: Tensor, *, swapped: bool, dim: int = 16, dropout: float = 0.0
+        self,
+        pairs: np.ndarray,
+        visual: Tensor,
+        textual: Tensor,
+        *,
+        swapped: bool,
+        dim: int = 16,
+        dropout: float = 0.0,
+        n_users: int = N_USERS,
     ) -> None:
-        super().__init__(pairs, dim)
+        super().__init__(pairs, dim, sizes=(n_users, len(visual)))
         self.n_mm_layers = 1
         self.image_embedding = nn.Embedding.from_pretrained(visual, freeze=False)
         self.text_embedding = nn.Embedding.from_pretrained(textual, freeze=False)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import models
+import numpy as np
 import pytest
 import torch
 from models import CrossModalAttention, LightGCN, authors_model, batch
@@ -65,24 +68,54 @@ def test_outputs_and_gradients_do_not_change(swapped: bool, served: list[Tensor]
     assert {id(A) for A in served} == {id(ours.norm_adj), id(ours.mm_adj)}
 
 
-@pytest.mark.parametrize("swapped", [False, True], ids=["modalities", "items"])
-def test_fifty_steps_with_an_optimiser_made_before(swapped: bool) -> None:
+def loss_curves(build: Callable[[], nn.Module], batches: list[Tensor]) -> list[list[float]]:
+    """Losses of Adam's steps, without and with ``accelerate``; the optimiser is made before."""
     curves = []
     for replace in (False, True):
-        model = authors_model(swapped=swapped)
+        model = build()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         if replace:
             accelerate(model)
         curve = []
-        for step in range(50):
+        for triples in batches:
             optimizer.zero_grad()
-            loss = model.calculate_loss(batch(step % 5))
+            loss = model.calculate_loss(triples)
             loss.backward()
             optimizer.step()
             curve.append(loss.item())
         curves.append(curve)
-    assert curves[1][-1] < curves[1][0]
-    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    return curves
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["modalities", "items"])
+def test_fifty_steps_with_an_optimiser_made_before(swapped: bool) -> None:
+    before, after = loss_curves(lambda: authors_model(swapped=swapped), [batch(step % 5) for step in range(50)])
+    assert after[-1] < after[0]
+    assert after == pytest.approx(before, rel=1e-4)
+
+
+def test_fifty_steps_on_amazon_baby() -> None:
+    beside = Path(__file__).parents[4] / "shared" / "data" / "amazon-baby"
+    folder = Path(os.environ.get("CRANE_AMAZON_BABY", beside))
+    if not folder.is_dir():
+        pytest.skip("the amazon-baby data set is not on this machine (CRANE_AMAZON_BABY)")
+    users, items, label = np.loadtxt(folder / "baby.inter", np.int64, skiprows=1, usecols=(0, 1, 4), unpack=True)
+    pairs = np.stack([users, items])[:, label == 0]
+    visual, textual = (torch.from_numpy(np.load(folder / f"{name}_feat.npy")) for name in ("image", "text"))
+    n_users, n_items = int(users.max()) + 1, len(visual)
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return models.CRANE(pairs, visual.clone(), textual.clone(), swapped=False, dim=32, n_users=n_users)
+
+    generator = torch.Generator().manual_seed(1)
+    batches = [
+        torch.stack([*torch.from_numpy(pairs)[:, chosen], torch.randint(n_items, chosen.shape, generator=generator)])
+        for chosen in torch.randint(pairs.shape[1], (50, 2048), generator=generator)
+    ]
+    before, after = loss_curves(build, batches)
+    assert after[-1] < after[0]
+    assert after == pytest.approx(before, rel=1e-4)
 
 
 def test_state_dict_and_random_numbers_do_not_change() -> None:
