@@ -21,7 +21,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -182,7 +182,7 @@ class RunConfig:
     data: DataConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
-    model_config: Any = field(repr=True)
+    model_config: Any
 
     def __post_init__(self) -> None:
         check_at_least("seed", self.seed, 0)
@@ -333,7 +333,7 @@ def _section(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _build(cls: type[Any], content: Mapping[str, Any], path: str) -> Any:
     hints = get_type_hints(cls)
-    names = tuple(f.name for f in dataclasses.fields(cls) if f.init)
+    names = tuple(f.name for f in dataclasses.fields(cls))
     _refuse_unknown(content, names, path)
     values = {name: _convert(value, hints[name], f"{path}.{name}") for name, value in content.items()}
     try:
@@ -366,8 +366,6 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         return _convert_tuple(value, get_args(hint), path)
     if origin is dict:
         return _convert_dict(value, get_args(hint), path)
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return _build(typing.cast("type[Any]", hint), value, path)
     return _convert_scalar(value, hint, path)
 
 
@@ -417,8 +415,6 @@ def _convert_dict(value: Any, arguments: tuple[Any, ...], path: str) -> dict[Any
 def _convert_scalar(value: Any, kind: Any, path: str) -> Any:
     if kind is str and isinstance(value, str):
         return str(value)
-    if kind is Path and isinstance(value, str):
-        return Path(value)
     content = _parsed(value)
     if kind is float and isinstance(content, str) and _NUMBER.match(content):
         content = float(content)
@@ -446,7 +442,7 @@ def _shown(value: Any) -> str:
     return f"{_type_name(value)} {str(value)!r}" if isinstance(value, str) else f"{_type_name(value)} {value!r}"
 
 
-_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", type(None): "null"}
+_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
 
 
 def _hint_name(hint: Any) -> str:
@@ -461,11 +457,11 @@ def _type_name(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses, tuples and paths as what YAML holds."""
+    """Dataclasses and tuples as what YAML holds."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
-    return str(value) if isinstance(value, Path) else value
+    return value

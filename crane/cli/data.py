@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from itertools import chain
 
 import numpy as np
 from rich.console import Console
@@ -18,7 +17,7 @@ from crane.data import Dataset, load_dataset
 def run(arguments: argparse.Namespace) -> int:
     """Print what a data set holds and what is noticeable about it; returns the exit code."""
     with user_errors():
-        settings = [f"data.path={arguments.path}", *chain.from_iterable(arguments.settings)]
+        settings = [f"data.path={arguments.path}", *arguments.settings]
         dataset = load_dataset(RunConfig.from_mapping(merge({}, settings)).data)
     console = Console()
     say(console, dataset.describe())

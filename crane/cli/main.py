@@ -133,7 +133,7 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
-        action="append",
+        action="extend",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",

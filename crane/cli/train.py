@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ def _configuration(arguments: argparse.Namespace) -> RunConfig:
         ("training.threads", arguments.threads),
     )
     settings = [f"{key}={value}" for key, value in given if value is not None]
-    settings += chain.from_iterable(arguments.settings)
+    settings += arguments.settings
     if arguments.mmrec is not None:
         mapping = _of_mmrec(arguments, settings)
         settings = [setting for setting in settings if setting != f"data.path={arguments.data}"]

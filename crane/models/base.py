@@ -47,9 +47,6 @@ class Recommender(nn.Module):
     config_class: ClassVar[type[Any]]
     training_defaults: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, dataset: Dataset, config: Any, generator: torch.Generator) -> None:
-        super().__init__()
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # A Graph is no tensor: nn.Module would leave it behind when it moves or casts the parameters.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -90,7 +87,7 @@ class GraphRecommender(Recommender):
         self, dataset: Dataset, config: Any, generator: torch.Generator, *, dim: int, edge_keep: float = 1.0
     ) -> None:
         """Draw (.., ``dim``) tables; each epoch keeps the fraction ``edge_keep`` of the training edges."""
-        super().__init__(dataset, config, generator)
+        super().__init__()
         self.config = config
         self.edge_keep = edge_keep
         self.n_users = dataset.n_users

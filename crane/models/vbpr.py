@@ -45,7 +45,7 @@ class VBPR(Recommender):
     }
 
     def __init__(self, dataset: Dataset, config: VBPRConfig, generator: torch.Generator) -> None:
-        super().__init__(dataset, config, generator)
+        super().__init__()
         self.config = config
         self.n_users = dataset.n_users
         features = item_features(dataset, "VBPR")

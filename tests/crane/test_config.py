@@ -25,7 +25,6 @@ class OddConfig:
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     pair: tuple[float, float] = (1.0, 2.0)
     mixed: Literal["auto"] | dict[str, str] = "auto"
-    place: Path = Path("here")
 
 
 class Odd(LightGCN):
@@ -70,7 +69,6 @@ def test_training_defaults_lie_between_the_dataclass_and_what_is_given() -> None
         ("model.pair=[3, 4.5]", "pair", (3.0, 4.5)),
         ("model.mixed=auto", "mixed", "auto"),
         ("model.mixed={a: 7.npy}", "mixed", {"a": "7.npy"}),
-        ("model.place=123", "place", Path("123")),
     ],
 )
 def test_text_is_read_as_the_type_of_the_setting(setting: str, name: str, expected: object) -> None:

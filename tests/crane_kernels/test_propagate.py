@@ -93,6 +93,19 @@ def test_gradients_of_values(layers: int, rows: list[int] | None) -> None:
 
 
 @pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("rows", [None, [0, 3]])
+@pytest.mark.usefixtures("compiled")
+def test_saves_no_activations(layers: int, rows: list[int] | None) -> None:
+    graph = Graph.from_edges([0, 0, 1], [0, 2, 1], shape=(2, 3)).bipartite().normalize("symmetric")
+    x = torch.randn(5, 4, requires_grad=True)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        propagate(graph, x, layers, None if rows is None else torch.tensor(rows))
+    assert saved
+    assert {tensor.dim() for tensor in saved} == {1}  # the graph's arrays and the rows
+
+
 def test_leading_dimensions() -> None:
     graph, x = random_graph(5, 5, 9), torch.randn(2, 3, 5, 4, dtype=torch.float64)
     for rows in (None, torch.tensor([4, 0])):
