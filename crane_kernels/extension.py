@@ -34,6 +34,8 @@ EXPECTED_OPERATORS = (
     "info_nce_backward",
     "modality_attention",
     "modality_attention_backward",
+    "items_attention",
+    "items_attention_backward",
     "recursive_cross_modal_attention",
     "recursive_cross_modal_attention_backward",
 )
