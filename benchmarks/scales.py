@@ -112,3 +112,15 @@ def power_law_graph() -> Graph:
         ends.append(generator.permutation(POWER_LAW_NODES)[ranks])
     graph = Graph.from_edges(ends[0], ends[1], shape=(POWER_LAW_NODES, POWER_LAW_NODES))
     return graph.with_value(torch.rand(graph.nnz, generator=torch.Generator().manual_seed(0)))
+
+
+@lru_cache(maxsize=2)
+def hub_graph(share: float, small: bool) -> Graph:
+    """A square graph of 13 random columns a row on average, of which one row in the middle has that share."""
+    n = 10_000 if small else 250_000
+    n_hub = int(13 * n * share)
+    generator = np.random.default_rng(0)
+    row = np.concatenate([np.arange(13 * n - n_hub) % n, np.full(n_hub, n // 2)])
+    col = generator.integers(0, n, 13 * n)
+    graph = Graph.from_edges(row, col, shape=(n, n), duplicates="keep")
+    return graph.with_value(torch.rand(graph.nnz, generator=torch.Generator().manual_seed(0)))

@@ -1,4 +1,4 @@
-"""Sparse times dense on the normalised user-item graph, and on a power-law graph of 10^7 edges."""
+"""Sparse times dense on the normalised user-item graph, on a power-law graph of 10^7 edges, and with a hub row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import scales
 import torch
 from machine import Work
-from measuring import Measure
+from measuring import Measure, anything
 from torch import Tensor
 
 from crane_kernels import Graph, spmm
@@ -17,6 +17,8 @@ from crane_kernels.spmm import reference
 
 OPERATION = "spmm"
 DIM = 64
+FLOAT32, BALANCED = "this package, float32", "this package, edges spread evenly"
+AT_LEAST_CSR = 2.0  # times as fast as torch.sparse in CSR
 
 
 def product_work(graph: Graph, width: int) -> Work:
@@ -56,24 +58,73 @@ def test_spmm(case: str, measure: Measure, graph: Graph, requested: str | None, 
         unit="edges",
         work=product_work(graph, DIM).times(1 + (case == peers.BACKWARD)),
     )
+    _at_least(measure, "torch.sparse CSR", AT_LEAST_CSR)
 
 
-def test_spmm_power_law(measure: Measure, device: str, requested: str | None, quick: bool) -> None:
+@pytest.mark.parametrize("case", peers.CASES)
+def test_spmm_power_law(case: str, measure: Measure, device: str, requested: str | None, quick: bool) -> None:
+    if quick:
+        pytest.skip(peers.TOO_LONG)
+    graph = scales.power_law_graph().to(device)
+    x = features(graph)
+    others = {
+        "torch.sparse CSR": partial(torch.sparse.mm, peers.adjacency(graph, "CSR")),
+        "torch_sparse": peers.torch_sparse_product(graph),
+    }
+    competitors = {name: peers.run(product, (x,), case) for name, product in others.items()}
+    if case == peers.FORWARD:
+        competitors["scipy, 1 thread"] = peers.scipy_product(graph, x)
+    measure(
+        peers.run(partial(spmm, graph, implementation=requested), (x,), case),
+        competitors,
+        case=f"power-law graph, {case}",
+        scale="power law",
+        size=graph.nnz,
+        unit="edges",
+        work=product_work(graph, DIM).times(1 + (case == peers.BACKWARD)),
+    )
+    _at_least(measure, "torch.sparse CSR", AT_LEAST_CSR)
+
+
+def test_spmm_bfloat16(measure: Measure, device: str, requested: str | None, quick: bool) -> None:
+    """Half the bytes of float32, whose sums it keeps."""
     if quick:
         pytest.skip(peers.TOO_LONG)
     graph = scales.power_law_graph().to(device)
     x = features(graph).detach()
-    matrix = peers.adjacency(graph, "CSR")
+    single, half = graph, graph.to(torch.bfloat16)
     measure(
-        partial(spmm, graph, x, implementation=requested),
-        {
-            "torch.sparse CSR": partial(torch.sparse.mm, matrix, x),
-            "torch_sparse": peers.run(peers.torch_sparse_product(graph), (x,)),
-            "scipy, 1 thread": peers.scipy_product(graph, x),
-        },
-        case="power-law graph",
+        partial(spmm, half, x.bfloat16(), implementation=requested),
+        {FLOAT32: partial(spmm, single, x, implementation=requested)},
+        case="power-law graph, bfloat16",
         scale="power law",
         size=graph.nnz,
         unit="edges",
-        work=product_work(graph, DIM),
+        agree=anything,
     )
+    _at_least(measure, FLOAT32, 1.3)
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["1 thread", "2 threads"])
+def test_spmm_hub(count: int, measure: Measure, device: str, requested: str | None, quick: bool) -> None:
+    """A row of half of all edges costs no more than the same edges spread evenly."""
+    torch.set_num_threads(count)
+    balanced, hub = (scales.hub_graph(share, quick).to(device) for share in (0.0, 0.5))
+    x = features(balanced).detach()
+    measure(
+        partial(spmm, hub, x, implementation=requested),
+        {BALANCED: partial(spmm, balanced, x, implementation=requested)},
+        case=f"hub of half of all edges, threads: {count}",
+        scale="hub",
+        size=hub.nnz,
+        unit="edges",
+        work=product_work(hub, DIM),
+        agree=anything,
+    )
+    _at_least(measure, BALANCED, 1 / 1.15)
+
+
+def _at_least(measure: Measure, peer: str, ratio: float) -> None:
+    """Hold the figure on the CPU, where it is known."""
+    if measure.device == "cpu" and not measure.quick:
+        assert measure.benchmark.extra_info["peers"][peer]["ratio"] >= ratio

@@ -3,6 +3,8 @@
 // Compiled once for each instruction set.
 #include "spmm/kernel.h"
 
+#include <type_traits>
+
 #include "common/half.h"
 #include "common/vector.h"
 
@@ -185,32 +187,59 @@ void finish(const SpmmArgs<T, Index>& args, int64_t k, int64_t n_edges, const Ac
   }
 }
 
+// Counts edges in integers as wide as what is compared.
+template <typename T>
+using Count = std::conditional_t<sizeof(Accumulator<T>) == 4, int32_t, int64_t>;
+
 template <typename T, typename Index>
-void maximum(const SpmmArgs<T, Index>& args, int64_t k, int64_t begin, int64_t end) {
-  const Edges<T, Index> edges = edges_of(args, begin, end, end);
-  T* y = args.y + k * args.width;
-  int64_t* argmax = args.argmax + k * args.width;
-  constexpr int kColumns = 64;
-  for (int64_t column = 0; column < args.width; column += kColumns) {
-    const int n = static_cast<int>(args.width - column < kColumns ? args.width - column : kColumns);
-    Accumulator<T> best[kColumns];
-    int64_t winner[kColumns];
-    for (int j = 0; j < n; ++j) best[j] = 0, winner[j] = -1;
-    for (int64_t e = begin; e < end; ++e) {
-      edges.template prefetch<kColumns>(e, column);
-      const Accumulator<T> value = Lanes<T, 1>::load(args.value + e);
+struct MaxColumns {
+  const Edges<T, Index>& edges;
+  Accumulator<T>* best;
+  int64_t* winner;
+  template <int kWidth, int kVectors>
+  inline __attribute__((always_inline)) void operator()(int64_t column) const {
+    using Lane = Lanes<T, kWidth>;
+    using Counts = typename VectorOf<Count<T>, kWidth>::type;
+    typename Lane::type top[kVectors] = {};
+    Counts which[kVectors];
+    for (int k = 0; k < kVectors; ++k) which[k] = Counts{} - 1;
+    for (int64_t e = edges.begin; e < edges.end; ++e) {
+      edges.template prefetch<kVectors * kWidth>(e, column);
+      const Accumulator<T> value = Lanes<T, 1>::load(edges.value + e);
       const T* row = edges.row(e) + column;
-      for (int j = 0; j < n; ++j) {
-        const Accumulator<T> product = value * Lanes<T, 1>::load(row + j);
-        const bool wins = (e == begin) | (product > best[j]) | ((product != product) & (best[j] == best[j]));
-        best[j] = wins ? product : best[j];
-        winner[j] = wins ? e : winner[j];
+      const Counts at = Counts{} + static_cast<Count<T>>(e - edges.begin);
+      for (int k = 0; k < kVectors; ++k) {
+        const typename Lane::type product = value * Lane::load(row + k * kWidth);
+        const auto wins = (which[k] < 0) | (product > top[k]) | ((product != product) & (top[k] == top[k]));
+        top[k] = wins ? product : top[k];
+        which[k] = wins ? at : which[k];
       }
     }
-    for (int j = 0; j < n; ++j) {
-      Lanes<T, 1>::store(y + column + j, best[j]);
-      argmax[column + j] = winner[j];
+    Count<T> found[kVectors * kWidth];
+    for (int k = 0; k < kVectors; ++k) {
+      VectorOf<Accumulator<T>, kWidth>::store(best + column + k * kWidth, top[k]);
+      VectorOf<Count<T>, kWidth>::store(found + k * kWidth, which[k]);
     }
+    for (int j = 0; j < kVectors * kWidth; ++j) winner[column + j] = found[j] < 0 ? -1 : edges.begin + found[j];
+  }
+};
+
+template <typename T, typename Index>
+void maximum(const SpmmArgs<T, Index>& args, int64_t begin, int64_t end, Accumulator<T>* best, int64_t* winner) {
+  const Edges<T, Index> edges = edges_of(args, begin, end, end);
+  all_columns<T>(args.width, MaxColumns<T, Index>{edges, best, winner});
+}
+
+template <typename T, typename Index>
+void largest(const SpmmArgs<T, Index>& args, int64_t k, const Accumulator<T>* best, const int64_t* winner, int64_t n) {
+  for (int64_t j = 0; j < args.width; ++j) {
+    int64_t p = 0;
+    for (int64_t next = 1; next < n; ++next) {
+      const Accumulator<T> own = best[p * args.width + j], other = best[next * args.width + j];
+      if (other > own || (other != other && own == own)) p = next;
+    }
+    Lanes<T, 1>::store(args.y + k * args.width + j, best[p * args.width + j]);
+    args.argmax[k * args.width + j] = winner[p * args.width + j];
   }
 }
 
@@ -262,7 +291,7 @@ void dots(const SddmmArgs<T, Index>& args, int64_t k, int64_t begin, int64_t end
 
 template <typename T, typename Index>
 constexpr SpmmFunctions<T, Index> functions() {
-  return {rows<T, Index>, partial<T, Index>, finish<T, Index>, maximum<T, Index>, dots<T, Index>};
+  return {rows<T, Index>, partial<T, Index>, finish<T, Index>, maximum<T, Index>, largest<T, Index>, dots<T, Index>};
 }
 
 }  // namespace

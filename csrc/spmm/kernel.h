@@ -49,9 +49,12 @@ struct SpmmFunctions {
   void (*partial)(const SpmmArgs<T, Index>& args, int64_t begin, int64_t end, Accumulator<T>* out);
   // Row k of y from n sums that follow each other: what `rows` would make of one sum over n_edges edges.
   void (*finish)(const SpmmArgs<T, Index>& args, int64_t k, int64_t n_edges, const Accumulator<T>* sums, int64_t n);
-  // For the edges [begin, end) of row k: the largest value[e] * x[col[e]] of each column to row k of y and the e of the
-  // first such to row k of argmax; a NaN is larger than all. Without edges 0 and -1.
-  void (*maximum)(const SpmmArgs<T, Index>& args, int64_t k, int64_t begin, int64_t end);
+  // For the edges [begin, end), at most 2^31: the largest value[e] * x[col[e]] of each column, and the e of the first
+  // such; a NaN is larger than all. Without edges 0 and -1.
+  void (*maximum)(const SpmmArgs<T, Index>& args, int64_t begin, int64_t end, Accumulator<T>* best, int64_t* winner);
+  // Row k of y and of argmax from n results of `maximum` that follow each other, of edges in their order.
+  void (*largest)(const SpmmArgs<T, Index>& args, int64_t k, const Accumulator<T>* best, const int64_t* winner,
+                  int64_t n);
   // out[e] for the edges [begin, end), all of row k.
   void (*dots)(const SddmmArgs<T, Index>& args, int64_t k, int64_t begin, int64_t end);
 };

@@ -224,18 +224,38 @@ std::tuple<Tensor, Tensor> spmm_max(const Tensor& rowptr, const Tensor& col, con
   const int64_t n_out = rows ? static_cast<int64_t>(list.size()) : a.n_rows;
   Tensor y = new_matrix(x, n_out, x.size(1));
   Tensor argmax = torch::stable::new_empty(x, {n_out, x.size(1)}, ScalarType::Long);
+  prefer_large_pages(argmax, argmax.numel() * bytes_per_element(argmax));
   if (y.numel() == 0) return {y, argmax};
   a.visit(x, [&](const auto& functions, auto args) {
     using Index = std::remove_const_t<std::remove_pointer_t<decltype(args.col)>>;
+    using Sum = decltype(args.scale);
     args.y = static_cast<decltype(args.y)>(y.mutable_data_ptr());
     args.argmax = argmax.mutable_data_ptr<int64_t>();
     const Part<Index> part{rows ? list.data() : nullptr, n_out, nullptr};
-    constexpr int64_t kChunk = 64;
-    parallel_tasks((n_out + kChunk - 1) / kChunk, [&](int64_t c) {
-      for (int64_t k = c * kChunk; k < std::min(n_out, (c + 1) * kChunk); ++k) {
-        functions.maximum(args, k, args.rowptr[part.row(k)], args.rowptr[part.row(k) + 1]);
-      }
-    });
+    const std::vector<int64_t> before = rows ? edges_before(args.rowptr, part) : std::vector<int64_t>();
+    const int64_t* ends = rows ? before.data() : args.rowptr;
+    const auto shift = [&](int64_t k) { return args.rowptr[part.row(k)] - ends[k]; };
+    const Schedule schedule(ends, n_out);
+    std::vector<Sum> best(schedule.pieces.size() * args.width);
+    std::vector<int64_t> winner(best.size());
+    schedule.for_tasks(
+        [&](int64_t p) {
+          const Schedule::Piece& piece = schedule.pieces[p];
+          functions.maximum(args, piece.begin + shift(piece.row), piece.end + shift(piece.row),
+                            best.data() + p * args.width, winner.data() + p * args.width);
+        },
+        [&](int64_t begin, int64_t end) {
+          std::vector<Sum> own(args.width);
+          std::vector<int64_t> edge(args.width);
+          for (int64_t k = begin; k < end; ++k) {
+            functions.maximum(args, ends[k] + shift(k), ends[k + 1] + shift(k), own.data(), edge.data());
+            functions.largest(args, k, own.data(), edge.data(), 1);
+          }
+        });
+    for (const Schedule::Hub& hub : schedule.hubs) {
+      functions.largest(args, hub.row, best.data() + hub.first_piece * args.width,
+                        winner.data() + hub.first_piece * args.width, hub.end_piece - hub.first_piece);
+    }
   });
   return {y, argmax};
 }
