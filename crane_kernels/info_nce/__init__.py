@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from crane_kernels import checks, dispatch, extension, triton_support
@@ -59,6 +58,6 @@ def info_nce(
     if ids is not None:
         checks.labels("ids", ids, n, a.device, "a")
     checks.instance("symmetric", symmetric, bool)
-    with torch.autocast(a.device.type, enabled=False):
+    with triton_support.without_autocast(a):
         result: Tensor = dispatch.call("info_nce", implementation, a, b, float(temperature), ids, symmetric)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from crane_kernels import checks, dispatch, extension, triton_support
@@ -53,6 +52,6 @@ def masked_topk(
         checks.same_device("seen", seen.value, user.device, "user")
     checks.finite_rows("user", user)
     checks.finite_rows("item", item)
-    with torch.autocast(user.device.type, enabled=False):
+    with triton_support.without_autocast(user):
         result: tuple[Tensor, Tensor] = dispatch.call("masked_topk", implementation, user, item, seen, k)
     return result
