@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crane.config import RunConfig
     from crane.data import DataConfig, Dataset, demo_dataset, load_dataset
+    from crane.evaluation import evaluate
     from crane.models import CRANE, MODELS, Recommender
     from crane.recommend import TrainedModel, load
 
@@ -26,6 +27,7 @@ _EXPORTS = {
     "RunConfig": "crane.config",
     "TrainedModel": "crane.recommend",
     "demo_dataset": "crane.data",
+    "evaluate": "crane.evaluation",
     "load": "crane.recommend",
     "load_dataset": "crane.data",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "RunConfig",
     "TrainedModel",
     "demo_dataset",
+    "evaluate",
     "load",
     "load_dataset",
 ]

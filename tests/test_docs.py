@@ -65,6 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = folder / "path" / "to" / "folder"
     data.mkdir(parents=True)
     write_interactions(data)
+    write_mmrec(data.parent / "MMRec")
     short = ["--threads", "1", "--set", "training.epochs=1", "training.eval_every=1"]
     assert main(["train", "--data", str(data), "--output", str(folder / "runs" / "mine"), *short]) == 0
     assert main(["train", "--data", "demo", "--output", str(folder / "runs" / "demo"), *short]) == 0
@@ -88,6 +89,22 @@ def write_interactions(data: Path) -> None:
     (data / "item_ids.txt").write_text("".join(f"i{n}\n" for n in range(40)))
     for name in ("image", "text"):
         np.save(data / f"{name}_feat.npy", generator.standard_normal((40, 8), dtype=np.float32))
+
+
+def write_mmrec(toolbox: Path) -> None:
+    """An MMRec folder with a small data set and configuration files."""
+    data, generator = toolbox / "data" / "baby", np.random.default_rng(0)
+    data.mkdir(parents=True)
+    rows = [f"{user}\t{item}\t0" for user in range(30) for item in generator.choice(40, 6, replace=False)]
+    (data / "baby.inter").write_text("\n".join(["userID\titemID\tx_label", *rows]) + "\n")
+    for name in ("image", "text"):
+        np.save(data / f"{name}_feat.npy", generator.standard_normal((40, 8), dtype=np.float32))
+    overall = "learning_rate: 0.001\nmetrics: [Recall, NDCG]\ntopk: [10, 20]\nvalid_metric: Recall@20\nseed: [999]\n"
+    files = {"overall": overall, "dataset/baby": "inter_file_name: baby.inter\n", "model/CRANE": "n_mm_layers: 1\n"}
+    for name, text in {**files, "model/FREEDOM": "dropout: [0.8, 0.9]\n"}.items():
+        path = toolbox / "src" / "configs" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 def write_results(path: Path) -> None:
