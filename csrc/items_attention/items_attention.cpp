@@ -39,7 +39,7 @@ struct Slices {
 template <typename F>
 void for_chunks(int64_t slices, int64_t n, const F& f) {
   const int64_t rows = (n + kChunks - 1) / kChunks;
-  parallel_tasks(slices * kChunks, [&](int64_t task) {
+  parallel_tasks(n == 0 ? 0 : slices * kChunks, [&](int64_t task) {
     const int64_t chunk = task % kChunks, begin = std::min(n, chunk * rows);
     f(task / kChunks, chunk, begin, std::min(n, begin + rows));
   });

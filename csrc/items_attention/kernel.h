@@ -24,7 +24,7 @@ struct ItemsAttentionArgs {
   float* output = nullptr;
   float* log_sum = nullptr;
   // Backward.
-  Rows grad;                    // of the output
+  Rows grad{};                  // of the output
   float* grad_query = nullptr;  // dense n x width
 };
 
