@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from crane.data.table import Column, Source, to_identifiers
 
 SUFFIX = "_feat.npy"
 _NPY_MAGIC = b"\x93NUMPY"
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass(frozen=True)
@@ -76,29 +78,45 @@ def read_npy(path: Path, invalid: InvalidFeatures, ids: np.ndarray | None = None
     ``ids`` are the items of the rows; without them, the row number, from 0, is the item.
 
     Raises:
-        ValueError: the file is unreadable, holds Python objects or no matrix of numbers, has another number of rows
-            than there are ``ids``, or holds NaN or infinity (unless ``invalid`` is ``"mean"``).
+        ValueError: the file is unreadable, holds Python objects or no matrix of numbers, is shorter or longer than
+            its header says, has another number of rows than there are ``ids``, or holds NaN or infinity (unless
+            ``invalid`` is ``"mean"``).
     """
     try:
+        _check_npy(path)
         matrix = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is no readable .npy file of numbers: {_npy_fault(path, error)}") from error
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or not matrix.size:
-        found = f"{matrix.dtype} of shape {matrix.shape}" if isinstance(matrix, np.ndarray) else "an archive"
-        raise ValueError(f"{path} holds {found}, expected a matrix of numbers with one row an item")
+        fault = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise ValueError(f"{path} is no readable .npy file of numbers: {fault}") from error
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or not matrix.size:
+        raise ValueError(
+            f"{path} holds {matrix.dtype} of shape {matrix.shape}, expected a matrix of numbers with one row an item"
+        )
     if ids is not None and len(ids) != len(matrix):
         raise ValueError(f"{path} has {len(matrix)} rows, expected {len(ids)}, one for each id")
     return _checked(Source(path, None), matrix, invalid, np.arange(len(matrix)) if ids is None else ids)
 
 
-def _npy_fault(path: Path, error: Exception) -> str:
-    """Why numpy cannot read ``path``, without its advice to unpickle."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+def _check_npy(path: Path) -> None:
+    """Compare the file with its header, before numpy asks for as much memory as the header says.
+
+    Raises:
+        ValueError: the file does not begin as a ``.npy`` file, holds Python objects, or has another size.
+    """
     with path.open("rb") as stream:
         if stream.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
-            return "it does not begin as one"
-    return "it holds Python objects" if "pickle" in str(error) else str(error).splitlines()[0]
+            raise ValueError("it does not begin as one")
+        stream.seek(0)
+        read_header = _NPY_HEADERS.get(np.lib.format.read_magic(stream))
+        if read_header is None:
+            raise ValueError("its format is newer than that of matrices of numbers")
+        shape, _, dtype = read_header(stream)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        expected = math.prod(shape) * dtype.itemsize
+        found = path.stat().st_size - stream.tell()
+    if found != expected:
+        raise ValueError(f"{found:,} bytes follow its header, which is of {dtype} {shape}, {expected:,} bytes")
 
 
 def _checked(source: Source, matrix: np.ndarray, invalid: InvalidFeatures, ids: np.ndarray) -> Features:

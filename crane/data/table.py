@@ -213,19 +213,20 @@ class Column:
             ValueError: names the first row without an id, or the column's type when it is neither integer nor text.
         """
         self._refuse_first(pc.is_null(self.values), "an id")
+        kind = self.values.type
+        if not (pa.types.is_integer(kind) or pa.types.is_string(kind)):
+            raise ValueError(
+                f"{self.source.path}: column {self.name!r} is {kind}, expected ids that are integers or text"
+            )
         encoded = self.values.dictionary_encode()
         labels, codes = encoded.dictionary, np.asarray(encoded.indices).astype(np.int64)
-        if pa.types.is_uint64(self.values.type):
+        if pa.types.is_uint64(kind):
             largest = pa.scalar(2**63 - 1, pa.uint64())
             self._refuse_first(pc.greater(self.values, largest), f"an id of at most {largest}")
-        if not (pa.types.is_integer(labels.type) or pa.types.is_string(labels.type)):
-            raise ValueError(
-                f"{self.source.path}: column {self.name!r} is {labels.type}, expected ids that are integers or text"
-            )
-        if pa.types.is_string(labels.type):
+        if pa.types.is_string(kind):
             empty = pc.index(labels, "").as_py()
             self._refuse_first(pa.array(codes == empty), "an id")
-        typed = self.source.delimiter is None and pa.types.is_string(labels.type)
+        typed = self.source.delimiter is None and pa.types.is_string(kind)
         ids, position = np.unique(_texts(labels) if typed else to_identifiers(labels), return_inverse=True)
         return ids, position[codes]
 

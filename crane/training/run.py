@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,8 @@ from crane.recommend import load
 from crane.seeds import weights_generator
 from crane.training.checkpoint import TrainingState
 from crane.training.folder import RunFolder
+
+_TOO_LARGE = re.compile(r"allocate|overflow", re.IGNORECASE)  # what torch says of sizes, in a plain RuntimeError
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,20 @@ def load_run(path: str | Path) -> TrainedRun:
 
 
 def build_model(config: RunConfig, dataset: Dataset) -> Recommender:
-    """The model of ``config`` with its initial weights, on the CPU."""
-    return MODELS[config.model](dataset, config.model_config, weights_generator(config.seed))
+    """The model of ``config`` with its initial weights, on the CPU.
+
+    Raises:
+        ValueError: what the model refuses, or it does not fit into the memory.
+    """
+    try:
+        return MODELS[config.model](dataset, config.model_config, weights_generator(config.seed))
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or _TOO_LARGE.search(str(error)):
+            raise ValueError(
+                f"the model {config.model} on {dataset.name} does not fit into the memory, "
+                "expected smaller settings, such as model.dim"
+            ) from error
+        raise
 
 
 def default_folder(config: RunConfig) -> Path:

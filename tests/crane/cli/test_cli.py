@@ -132,6 +132,8 @@ def test_a_data_path_holds_from_any_folder(
         ),
         (("--data", "TINY", *SMALL, "model.layers=two"), "model.layers must be an integer, found the text 'two'"),
         (("--data", "TINY", "--config", "none.yaml"), "cannot read the configuration none.yaml: No such file"),
+        (("--data", "TINY", *SMALL, "model.dim=1000000000"), "lightgcn on tiny does not fit into the memory, expected"),
+        (("--data", "TINY", *SMALL, "model.dim=100000000000000000"), "lightgcn on tiny does not fit into the memory"),
         (("--data", "TINY", *SMALL, "--threads", "0"), "threads must be between 1 and 1024, found 0"),
         (("--data", "TINY", *SMALL, "--threads", "9999"), "threads must be between 1 and 1024, found 9999"),
         (("--data", "TINY", *SMALL, "--output", "full"), "the output folder full is not empty"),

@@ -152,14 +152,19 @@ def test_refuses_features(folder, refused):
     refused(folder, "text_feat.npy holds <U1 of shape (2, 1), expected a matrix of numbers")
     np.save(folder / "text_feat.npy", np.array([{}, {}, {}, {}], dtype=object), allow_pickle=True)
     refused(folder, "text_feat.npy is no readable .npy file of numbers: it holds Python objects")
-    (folder / "text_feat.npy").write_bytes((folder / "image_feat.npy").read_bytes()[:-8])
-    refused(folder, "text_feat.npy is no readable .npy file of numbers")
-    for content in (b"", b"garbage", b"\x80\x04K\x01."):
+    sound = (folder / "image_feat.npy").read_bytes()
+    (folder / "text_feat.npy").write_bytes(sound[:-8])
+    refused(folder, "text_feat.npy is no readable .npy file of numbers: 88 bytes follow its header, which is of", "96")
+    (folder / "text_feat.npy").write_bytes(sound + b"more")
+    refused(folder, "text_feat.npy is no readable .npy file of numbers: 100 bytes follow its header, which is of", "96")
+    (folder / "text_feat.npy").write_bytes(sound.replace(b"(4, 3), }         ", b"(9999999999, 3), }"))
+    refused(folder, "96 bytes follow its header, which is of float64 (9999999999, 3), 239,999,999,976 bytes")
+    for content in (b"", b"garbage", b"\x80\x04K\x01.", b"PK\x03\x04 but no archive"):
         (folder / "text_feat.npy").write_bytes(content)
         refused(folder, "text_feat.npy is no readable .npy file of numbers: it does not begin as one")
     with (folder / "text_feat.npy").open("wb") as stream:
         np.savez(stream, a=np.ones(3))
-    refused(folder, "text_feat.npy holds an archive, expected a matrix")
+    refused(folder, "text_feat.npy is no readable .npy file of numbers: it does not begin as one")
 
 
 def test_refuses_settings_that_do_not_apply(folder, tmp_path, refused):

@@ -221,6 +221,8 @@ def test_refuses_parquet_columns(tmp_path, refused):
     refused(path, "log.parquet row 2: user is None, expected an id")
     table(user=["a", "b"], item=[1.0, 2.0])
     refused(path, "log.parquet: column 'item' is double, expected ids that are integers or text")
+    table(user=[["a"], ["b"]], item=[1, 2])
+    refused(path, "log.parquet: column 'user' is list<", "expected ids that are integers or text")
     table(user=["a", "b"], item=pa.array([1, 2**63], pa.uint64()))
     refused(path, "log.parquet row 2: item is 9223372036854775808, expected an id of at most 9223372036854775807")
     table(user=["a"], item=[1])
