@@ -16,6 +16,7 @@ from crane.data.table import Column, Source, to_identifiers
 SUFFIX = "_feat.npy"
 _NPY_MAGIC = b"\x93NUMPY"
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_FINITE = "expected finite numbers (data.invalid_features=mean replaces such rows)"
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,13 @@ def _checked(source: Source, matrix: np.ndarray, invalid: InvalidFeatures, ids: 
     with np.errstate(over="ignore"):
         matrix = np.ascontiguousarray(matrix, dtype=np.float32)
     finite = np.isfinite(matrix).all(axis=1)
-    if not finite.all() and (invalid == "refuse" or not finite.any()):
+    if not finite.any():
+        raise ValueError(f"{source.path}: every row of the features holds NaN or infinity, expected finite numbers")
+    if not finite.all() and invalid == "refuse":
         row = int(np.argmin(finite))
         column = int(np.argmin(np.isfinite(matrix[row])))
         raise ValueError(
-            f"{source.place(row)} (item {ids[row]}): value {column + 1} is {matrix[row, column]}, expected finite "
-            f"numbers (data.invalid_features=mean replaces such rows)"
+            f"{source.place(row)} (item {ids[row]}): value {column + 1} is {matrix[row, column]}, {_FINITE}"
         )
     return Features(source.path, matrix, finite, ids)
 
@@ -165,8 +167,15 @@ def read_list_column(column: Column, ids: np.ndarray, invalid: InvalidFeatures) 
             f"{column.source.place(row)}: {column.name} has {lengths[row]} numbers, expected {width} as in rows before"
         )
     matrix = np.zeros((len(lengths), width), dtype=np.float32)
-    numbers = _numbers(column, pc.list_flatten(values), np.flatnonzero(present), width)
-    matrix[present] = numbers.reshape(-1, width)
+    flat = pc.list_flatten(values)
+    null = pc.index(pc.is_null(flat), True).as_py()
+    if null >= 0 and invalid == "refuse":
+        row = int(np.flatnonzero(present)[null // width])
+        raise ValueError(
+            f"{column.source.place(row)} (item {ids[row]}): "
+            f"value {null % width + 1} of {column.name} is null, {_FINITE}"
+        )
+    matrix[present] = _numbers(column, flat, np.flatnonzero(present), width).reshape(-1, width)
     read = _checked(column.source, matrix, invalid, ids)
     return replace(read, present=read.present & present)
 
@@ -198,15 +207,16 @@ def read_ids(path: Path) -> np.ndarray:
     """Read item ids from a text file, one a line, no header: line n is row n of the features.
 
     Raises:
-        ValueError: the file is not UTF-8, or a line is empty or repeats an id.
+        ValueError: the file is not UTF-8, or a line is empty, holds a NUL byte or repeats an id.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text, expected one item id a line") from error
     for number, line in enumerate(lines, start=1):
-        if not line:
-            raise ValueError(f"{path} line {number}: empty, expected an item id")
+        if not line or "\0" in line:
+            found = "a NUL byte" if line else "empty"
+            raise ValueError(f"{path} line {number}: {found}, expected an item id")
     ids = to_identifiers(lines)
     row = repeated_row(ids)
     if row is not None:

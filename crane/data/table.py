@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 # Integers as people write them: anything else ("007", "1.0", "+1") is a name and is kept as text.
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+_SHOWN = 80  # characters of a refused value
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
@@ -120,12 +121,15 @@ class Source:
         return next((fields for _, fields in self._records()), [])
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield (line number, fields) of every line that is not blank, slowly: for the header and for errors."""
+        """Yield (line number, fields) of every record that is not blank, slowly: for the header and for errors."""
         with self.path.open(encoding="utf-8-sig", newline="" if self.quoted else None) as stream:
             try:
                 if self.quoted:
-                    reader = csv.reader(stream)
-                    yield from ((reader.line_num, fields) for fields in reader if fields)
+                    reader, line = csv.reader(stream), 1  # a record may go over several lines
+                    for fields in reader:
+                        if fields:
+                            yield line, fields
+                        line = reader.line_num + 1
                 else:
                     lines = ((number, line.rstrip("\n")) for number, line in enumerate(stream, start=1))
                     yield from ((number, line.split("\t")) for number, line in lines if line)
@@ -143,10 +147,11 @@ class Column:
 
     def refusal(self, row: int, expected: str) -> ValueError:
         """The error for what stands in row ``row`` (0-based)."""
-        found = self.values[row].as_py()
-        return ValueError(f"{self.source.place(row)}: {self.name} is {found!r}, expected {expected}")
+        found = repr(self.values[row].as_py())
+        shown = found if len(found) <= _SHOWN else found[: _SHOWN - 3] + "..."
+        return ValueError(f"{self.source.place(row)}: {self.name} is {shown}, expected {expected}")
 
-    def naturals(self, expected: str = "an integer of 0 or more") -> np.ndarray:
+    def naturals(self, expected: str = "an integer of 0 or more with at most 18 digits") -> np.ndarray:
         """Text as int64.
 
         Raises:
@@ -184,10 +189,15 @@ class Column:
                 return self.values.cast(target)
             except pa.ArrowException:
                 continue
-        raise self.refusal(self._first_odd_time(), "a number or an ISO 8601 date and time, as the rows before")
+        row, before = self._first_odd_time()
+        expected = "a number or an ISO 8601 date and time"
+        if before is not None:
+            zone = ("out" if before.tz is None else "") if pa.types.is_timestamp(before) else None
+            expected += ", as the rows before" if zone is None else f", with{zone} a time zone as the rows before"
+        raise self.refusal(row, expected)
 
-    def _first_odd_time(self) -> int:
-        """The first row that cannot be read as the first row's kind."""
+    def _first_odd_time(self) -> tuple[int, pa.DataType | None]:
+        """The first row that cannot be read as the rows before it, and as what those can (None: it is the first)."""
         for kind in (pa.float64(), pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
             good, bad = 0, len(self.values)
             while bad - good > 1:
@@ -198,8 +208,8 @@ class Column:
                 except pa.ArrowException:
                     bad = middle
             if good:
-                return good
-        return 0
+                return good, kind
+        return 0, None
 
     def identifiers(self) -> tuple[np.ndarray, np.ndarray]:
         """The distinct ids, sorted, and for every row its index among them.
@@ -226,6 +236,8 @@ class Column:
         if pa.types.is_string(kind):
             empty = pc.index(labels, "").as_py()
             self._refuse_first(pa.array(codes == empty), "an id")
+            broken = np.asarray(pc.match_substring_regex(labels, r"[\x00\r\n]"))
+            self._refuse_first(pa.array(broken[codes]), "an id without line breaks and NUL bytes")
         typed = self.source.delimiter is None and pa.types.is_string(kind)
         ids, position = np.unique(_texts(labels) if typed else to_identifiers(labels), return_inverse=True)
         return ids, position[codes]

@@ -108,7 +108,10 @@ def test_invalid_features_can_be_replaced(folder):
         ("3\tB07\t1\t1\t0", "line 8: itemID is 'B07', expected an integer of 0 or more"),
         ("3.0\t1\t1\t1\t0", "line 8: userID is '3.0', expected an integer of 0 or more"),
         ("\t1\t1\t1\t0", "line 8: userID is '', expected an integer of 0 or more"),
-        ("3\t99999999999999999999\t1\t1\t0", "line 8: itemID is '99999999999999999999', expected an integer"),
+        (
+            "3\t99999999999999999999\t1\t1\t0",
+            "line 8: itemID is '99999999999999999999', expected an integer of 0 or more with at most 18",
+        ),
         ("3\t1\t1\t1\t3", "line 8: x_label is '3', expected 0 (training), 1 (validation) or 2 (test)"),
         ("3\t1\t1\t1\t", "line 8: x_label is '', expected 0 (training), 1 (validation) or 2 (test)"),
         ("3\t4\t1\t1\t0", "line 8: itemID is '4', expected one of the 4 rows of"),
@@ -144,8 +147,8 @@ def test_refuses_features(folder, refused):
     np.save(folder / "text_feat.npy", matrix)
     refused(folder, "text_feat.npy row 4 (item 3): value 2 is nan, expected finite numbers")
     np.save(folder / "text_feat.npy", np.full((4, 2), 1e300))
-    refused(folder, "text_feat.npy row 1 (item 0): value 1 is inf, expected finite numbers")
-    refused(folder, "text_feat.npy row 1 (item 0): value 1 is inf", invalid_features="mean")  # none is left to average
+    for choice in ("refuse", "mean"):
+        refused(folder, "text_feat.npy: every row of the features holds NaN or infinity", invalid_features=choice)
     np.save(folder / "text_feat.npy", np.ones(4))
     refused(folder, "text_feat.npy holds float64 of shape (4,), expected a matrix")
     np.save(folder / "text_feat.npy", np.array([["a"], ["b"]]))

@@ -175,7 +175,10 @@ def test_parquet_features_are_list_columns(tmp_path, lists):
     ("lines", "fragment"),
     [
         (["user,item", "a,1", "", ",2"], " line 4: user is '', expected an id"),
-        (["user,item", '"a', 'b",1', "c,"], " line 4: item is '', expected an id"),
+        (["user,item,note", 'a,1,"x', 'y"', "c,,z"], " line 4: item is '', expected an id"),
+        (["user,item", "a,1", '"b', 'c",2'], " line 3: user is 'b\\nc', expected an id without line breaks"),
+        (["user,item", 'a,"1', *["b,2"] * 40, '"'], " line 2: item is '1\\nb,2\\nb,2"),
+        (["user,item", "a\0,1"], " line 2: user is 'a\\x00', expected an id without line breaks and NUL bytes"),
         (["user,item", "a,1", "a"], " line 3: found 1 fields, expected 2"),
         (["user,item", "a,1", "a,1,2"], " line 3: found 3 fields, expected 2"),
         (["users,item", "a,1"], ": no column 'user', found 'users', 'item'"),
@@ -202,6 +205,21 @@ def test_refuses_times(tmp_path, times, fragment, refused):
     path = write_csv(tmp_path, "user,item,timestamp", *(f"u,{n},{time}" for n, time in enumerate(times)))
     refused(path, f"interactions.csv {fragment}", split="time")
     assert load(path).n_items == len(times)  # times are not read where they are not needed
+
+
+@pytest.mark.parametrize(
+    ("times", "end"),
+    [
+        (["soon", "later"], "date and time"),
+        (["1", "2024-01-01"], "time, as the rows before"),
+        (["2024-01-01", "2024-01-02T00:00:00Z"], ", without a time zone as the rows before"),
+        (["2024-01-01T00:00:00Z", "2024-01-02"], ", with a time zone as the rows before"),
+    ],
+)
+def test_refused_times_say_what_the_rows_before_are(tmp_path, times, end):
+    path = write_csv(tmp_path, "user,item,timestamp", *(f"u,{n},{time}" for n, time in enumerate(times)))
+    with pytest.raises(ValueError, match=end + "$"):
+        load(path, split="time")
 
 
 def test_refuses_one_column_for_two_things(tmp_path, refused):
@@ -250,6 +268,8 @@ def test_refuses_ids_of_features(tmp_path, refused):
     refused(path, "item_ids.txt line 2: item 1 stands twice, expected every id once")
     ids.write_text("1\n\n2\n")
     refused(path, "item_ids.txt line 2: empty, expected an item id")
+    ids.write_bytes(b"1\n2\0\n")
+    refused(path, "item_ids.txt line 2: a NUL byte, expected an item id")
     ids.write_bytes(b"1\n\xff\n")
     refused(path, "item_ids.txt is not UTF-8 text, expected one item id a line")
     ids.write_text("01\n02\n")
@@ -270,7 +290,7 @@ def test_refuses_features_in_parquet(tmp_path, refused):
     table(item=[1, 2], image=[[1.0, 2.0], [1.0]])
     refused(path, "items.parquet row 2: image has 1 numbers, expected 2 as in rows before")
     table(item=[1, 2], image=[[1.0, 2.0], [1.0, None]])
-    refused(path, "items.parquet row 2 (item 2): value 2 is nan, expected finite numbers")
+    refused(path, "items.parquet row 2 (item 2): value 2 of image is null, expected finite numbers")
     table(item=[1, 1], image=[[1.0, 2.0], [1.0, 3.0]])
     refused(path, "items.parquet row 2: item is 1, expected every id once")
     table(item=[1, 2], image=[["a"], ["b"]])
