@@ -270,7 +270,7 @@ def read_yaml(path: Path, *, repeated_keys: bool = False) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
         raise ValueError(f"the configuration {path} is not valid YAML: {reason}") from error
     if content is None:
         return {}
@@ -439,6 +439,8 @@ def _wrong_type(path: str, expected: str, found: Any) -> TypeError:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
     return f"{_type_name(value)} {str(value)!r}" if isinstance(value, str) else f"{_type_name(value)} {value!r}"
 
 
@@ -448,11 +450,13 @@ _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "tex
 def _hint_name(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(repr(option) for option in get_args(hint))
+    if get_origin(hint) is dict:
+        return f"a mapping {{name: {_hint_name(get_args(hint)[1])}, ...}}"
     return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _type_name(value: Any) -> str:
-    names = {bool: "the truth value", int: "the integer", float: "the number", list: "the list"}
+    names = {bool: "the truth value", int: "the integer", float: "the number", list: "the list", dict: "the mapping"}
     return "the text" if isinstance(value, str) else names.get(type(value), type(value).__name__)
 
 

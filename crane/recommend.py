@@ -189,11 +189,15 @@ def save_table(table: pa.Table, path: str | Path) -> None:
 
     Raises:
         ValueError: another suffix, or a folder that does not exist.
+        OSError: the file cannot be written.
     """
     path = Path(path)
     check_table_path(path)
     write = pyarrow.csv.write_csv if path.suffix.lower() == ".csv" else pyarrow.parquet.write_table
-    write_atomically(path, lambda temporary: write(table, str(temporary)))
+    try:
+        write_atomically(path, lambda temporary: write(table, str(temporary)))
+    except OSError as error:
+        raise OSError(f"output: the file {str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
 def check_table_path(path: Path) -> None:

@@ -51,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _path(text: str) -> str:
+    """``text``, which is not empty: an empty path would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("found nothing, expected a path")
+    return text
+
+
 def _version() -> str:
     try:
         return importlib.metadata.version("crane-recommender")
@@ -67,18 +74,18 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     train.add_argument("--data", metavar="PATH", help="a folder or file of interactions, or 'demo', a generated set")
     train.add_argument("--model", metavar="NAME", help="crane (default), lightgcn, freedom or vbpr")
-    train.add_argument("--config", metavar="FILE", help="settings in YAML")
-    train.add_argument("--mmrec", metavar="DIR", help="settings from the configs of an MMRec folder")
+    train.add_argument("--config", type=_path, metavar="FILE", help="settings in YAML")
+    train.add_argument("--mmrec", type=_path, metavar="DIR", help="settings from the configs of an MMRec folder")
     _add_set(train)
     train.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default 0)")
-    train.add_argument("--output", metavar="DIR", help="run folder (default runs/MODEL-DATA-TIME)")
-    train.add_argument("--resume", metavar="RUN", help="continue the interrupted run in this folder")
+    train.add_argument("--output", type=_path, metavar="DIR", help="run folder (default runs/MODEL-DATA-TIME)")
+    train.add_argument("--resume", type=_path, metavar="RUN", help="continue the interrupted run in this folder")
     train.add_argument("--threads", type=int, metavar="N", help="CPU threads; results repeat for the same number")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
     evaluate = commands.add_parser("evaluate", help="measure a trained model on a split", allow_abbrev=False)
-    evaluate.add_argument("run", metavar="RUN", help="run folder")
+    evaluate.add_argument("run", type=_path, metavar="RUN", help="run folder")
     evaluate.add_argument("--split", choices=("test", "validation"), default="test", help="default: test")
     evaluate.add_argument(
         "--mask-validation", action="store_true", help="at test, rank no item the user has in the validation split"
@@ -87,7 +94,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 def _add_recommend(commands: argparse._SubParsersAction[_Parser]) -> None:
     recommend = commands.add_parser("recommend", help="the best unseen items for users", allow_abbrev=False)
-    recommend.add_argument("run", metavar="RUN", help="run folder")
+    recommend.add_argument("run", type=_path, metavar="RUN", help="run folder")
     recommend.add_argument(
         "--users", required=True, metavar="IDS", help="ids with commas between, @FILE with one a line, or all"
     )
@@ -98,7 +105,7 @@ def _add_recommend(commands: argparse._SubParsersAction[_Parser]) -> None:
         default="all",
         help="leave out items that the user has in all of the data (default), in the training data, or none",
     )
-    recommend.add_argument("--output", metavar="FILE", help="write a .csv or .parquet file")
+    recommend.add_argument("--output", type=_path, metavar="FILE", help="write a .csv or .parquet file")
 
 
 def _add_data(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -120,6 +127,7 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
     action = bench.add_mutually_exclusive_group()
     action.add_argument(
         "--output",
+        type=_path,
         metavar="DIR",
         default="benchmark-report",
         help="folder of the page and pictures (default: %(default)s)",

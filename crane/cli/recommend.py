@@ -40,6 +40,8 @@ def _read_users(text: str) -> list[str] | Literal["all"]:
     """The ids that ``--users`` names."""
     if text == "all":
         return "all"
+    if text == "@":
+        raise ValueError("users: found '@' without the name of a file after it")
     names = _read_lines(Path(text[1:])) if text.startswith("@") else text.split(",")
     return [name.strip() for name in names if name.strip()]
 

@@ -73,10 +73,14 @@ class Checkpoints:
         """
         path = self.folder / _STATE
         try:
-            return TrainingState(**json.loads(path.read_text(encoding="utf-8")))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            names = {entry.name for entry in dataclasses.fields(TrainingState)}
+            if not isinstance(content, dict) or content.keys() != names:
+                raise ValueError(f"it does not hold the entries {', '.join(sorted(names))}")
+            return TrainingState(**content)
         except FileNotFoundError:
             return None
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(f"{path} is damaged and the run cannot be read: {error}") from error
 
     def load_weights(self, epoch: int, model: nn.Module) -> None:

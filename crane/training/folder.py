@@ -61,10 +61,19 @@ def _make(path: Path, numbered: bool) -> tuple[RunFolder, list[Path]]:
             folder = RunFolder(candidate)
             folder.check_new()
             with contextlib.suppress(FileExistsError):  # another process was faster
-                candidate.mkdir(parents=True, exist_ok=not numbered)
+                _make_folder(candidate, exist_ok=not numbered)
                 break
         candidate = path.with_name(f"{path.name}-{number}")
     return folder, made
+
+
+def _make_folder(path: Path, *, exist_ok: bool) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise ValueError(f"the output folder {path} cannot be made: {error.strerror}") from error
 
 
 class RunFolder:

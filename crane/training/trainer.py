@@ -18,7 +18,7 @@ from crane.config import RunConfig
 from crane.data import Dataset
 from crane.evaluation import evaluate_split
 from crane.evaluation.ranking import check_finite
-from crane.recommend import export
+from crane.recommend import EXPORT, export
 from crane.sampling import EpochSampler
 from crane.seeds import Purpose, numpy_generator, torch_seed
 from crane.training.checkpoint import TrainingState
@@ -109,7 +109,7 @@ class Trainer:
                 self.reporter.start(self.config.training.epochs, len(self.sampler), self.state.epoch)
                 while self.state.finished is None:
                     self._epoch(self.state.epoch + 1)
-                if self.state.test is None:
+                if self.state.test is None or not (self.folder.path / EXPORT).is_file():
                     self._finish()
         finally:
             self.folder.release()

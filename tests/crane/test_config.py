@@ -130,6 +130,9 @@ def test_wrong_values_are_refused_by_name(setting: str, message: str) -> None:
     [
         ("training.epochs=ten", "training.epochs must be an integer, found the text 'ten'"),
         ("training.epochs=1.5", "training.epochs must be an integer, found the number 1.5"),
+        ("training.epochs=", "training.epochs must be an integer, found nothing$"),
+        ("data.modalities=image", r"must be 'auto' or a mapping \{name: text, ...\}, found the text 'image'"),
+        ("data.modalities={image:x.npy}", r"a mapping \{name: text, ...\}, found the mapping \{'image:x.npy': None\}"),
         ("training.epochs=true", "training.epochs must be an integer, found the truth value True"),
         ("training.tensorboard=1", "training.tensorboard must be true or false, found the integer 1"),
         ("training.learning_rate=fast", "training.learning_rate must be a number, found the text 'fast'"),
@@ -151,7 +154,10 @@ def test_wrong_types_are_refused_by_name(setting: str, message: str) -> None:
         ({"training": {"threads": [2]}}, "training.threads must be an integer, found the list"),
         ({"training": [1]}, "training must be a mapping"),
         ({"model": 3}, "model must be a name or a mapping, found the integer"),
-        ({"model": {"name": "odd", "mixed": 3}}, "model.mixed must be 'auto' or dict.*, found the integer 3"),
+        (
+            {"model": {"name": "odd", "mixed": 3}},
+            r"model.mixed must be 'auto' or a mapping \{name: .*, ...\}, found the integer 3",
+        ),
         ({"model": {"name": "odd", "weights": {"image": "much"}}}, "model.weights.image must be a number"),
     ],
 )
@@ -169,7 +175,7 @@ def test_wrong_length_is_refused() -> None:
     ("content", "message"),
     [
         ("[1, 2]", "must hold a mapping, found the list"),
-        ("a: [", "is not valid YAML"),
+        ("a: [", r"c\.yaml is not valid YAML: while parsing a flow .* at line 1, column 5"),
         ("a: \xff", "is not valid YAML"),
         ("a: 1\nb: {c: 2, c: 3}", "the key 'c' stands twice"),
     ],

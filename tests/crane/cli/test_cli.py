@@ -141,6 +141,10 @@ def test_a_data_path_holds_from_any_folder(
         (("--data", "TINY", *SMALL, "--output", "full/file/run"), "the output folder full/file/run cannot be made"),
         (("--data", "TINY", *SMALL, "--seed", "one"), "argument --seed: invalid int value: 'one'"),
         (("--data", "TINY", *SMALL, "training.device=cuda:77"), "training.device is cuda:77, but torch finds"),
+        (("--data", "TINY", *SMALL, "--output", "/proc/none/run"), "the output folder /proc/none/run cannot be made: "),
+        (("--data", "TINY", *SMALL, "--output", ""), "argument --output: found nothing, expected a path"),
+        (("--data", ""), "data.path is empty, expected a folder, a file or 'demo'"),
+        (("--resume", ""), "argument --resume: found nothing, expected a path"),
         (("--resume", "nowhere"), "the run folder nowhere does not exist"),
         (("--resume", "full"), "full is not a run folder: it has no config.yaml"),
         (("--resume", "full", "--seed", "3"), "so --seed cannot be given with it"),
@@ -316,6 +320,9 @@ def test_recommend_reads_users_from_a_file(crane: Crane, finished: Path) -> None
     [
         (("--users", "u1,nobody"), "nobody"),
         (("--users", "@missing.txt"), "the file 'missing.txt' cannot be read: No such file or directory"),
+        (("--users", "@"), "users: found '@' without the name of a file after it"),
+        (("--users", "u1", "--output", "/proc/out.csv"), "output: the file '/proc/out.csv' cannot be written: "),
+        (("--users", "u1", "--output", ""), "argument --output: found nothing, expected a path"),
         (("--users", "7"), "has ids such as u0: 7"),
         (("--users", ","), "users"),
         (("--users", "u1", "--k", "0"), "k: found 0"),
@@ -354,6 +361,10 @@ def test_an_unfinished_run_says_how_to_finish_it(crane: Crane, finished: Path) -
     result = crane("recommend", "killed", "--users", "u1")
     assert (result.code, result.out) == (2, "")
     assert result.err.endswith("finish it with crane train --resume killed\n")
+    assert crane("train", "--resume", "killed").code == 0
+    assert crane("recommend", "killed", "--users", "u1").code == 0
+    assert Path("killed/export.safetensors").read_bytes() == (finished / "export.safetensors").read_bytes()
+    assert Path("killed/checkpoints/state.json").read_bytes() == (finished / "checkpoints/state.json").read_bytes()
 
 
 def test_version(crane: Crane) -> None:

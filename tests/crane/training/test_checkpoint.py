@@ -50,10 +50,20 @@ def test_no_checkpoint_is_no_state(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "none").load_state() is None
 
 
-@pytest.mark.parametrize("content", ["{", '{"epoch": 1}', '{"data": "d", "color": 1}', "[]", "3"])
-def test_a_damaged_state_is_refused(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "Expecting property name"),
+        ("{}", "it does not hold the entries best_epoch, "),
+        ('{"epoch": 1}', "it does not hold the entries"),
+        ('{"data": "d", "color": 1}', "it does not hold the entries"),
+        ("[]", "it does not hold the entries"),
+        ("3", "it does not hold the entries"),
+    ],
+)
+def test_a_damaged_state_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "state.json").write_text(content)
-    with pytest.raises(ValueError, match=r"state\.json is damaged"):
+    with pytest.raises(ValueError, match=rf"state\.json is damaged and the run cannot be read: {message}"):
         Checkpoints(tmp_path).load_state()
 
 
