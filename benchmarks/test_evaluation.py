@@ -14,7 +14,7 @@ from crane.data import Dataset
 from crane.evaluation import evaluate_split
 
 OPERATION = "evaluation"
-SCALES, REAL_DATA = ("baby", "sports"), True
+SCALES, QUICK_SCALES, REAL_DATA = ("baby",), ("demo",), True
 DIM = 64
 
 

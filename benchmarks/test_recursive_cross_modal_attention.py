@@ -17,6 +17,7 @@ from crane_kernels import recursive_cross_modal_attention
 from crane_kernels.recursive_cross_modal_attention import reference
 
 OPERATION = "recursive_cross_modal_attention"
+SCALES = ("baby", "clothing")
 MODALITIES, DIM, RECURSIONS = 2, 64, 3
 DIRECT = "direct form in plain PyTorch"
 FASTER, SMALLER = 1.5, 2.0  # than the direct form on the CPU, forward and backward at the scale "baby"
