@@ -118,6 +118,7 @@ class TrainingConfig:
         if self.patience is not None:
             check_at_least("patience", self.patience, 1)
         check_above("learning_rate", self.learning_rate, 0)
+        check_above("decay_factor", self.decay_factor, 0)
         check_between("decay_factor", self.decay_factor, 0, 1)
         check_at_least("warmup_epochs", self.warmup_epochs, 0)
         if self.gradient_clip is not None:

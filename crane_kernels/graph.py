@@ -406,7 +406,8 @@ class Graph:
         """Scale the values by the degrees: with D = row sums and C = column sums of the values,
 
         ``"symmetric"``: D^{-1/2} A C^{-1/2} (Kipf and Welling 2017, extended to rectangular A); ``"row"``: D^{-1} A;
-        ``"column"``: A C^{-1}. Empty rows and columns stay empty.
+        ``"column"``: A C^{-1}. Empty rows and columns stay empty. The dtype stays that of the values, float32 for the
+        ones of a graph made without values.
 
         Raises:
             ValueError: an unknown ``how``, or negative values.

@@ -16,6 +16,7 @@ from crane.recommend import check_table_path, load, save_table
 from crane.training.environment import operations
 
 _PRINTED_ROWS = 100
+_PRINTED_BESIDE_FILE = 5
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,20 +31,22 @@ def run(arguments: argparse.Namespace) -> int:
         if output is not None:
             save_table(table, output)
     console = Console()
-    _print(console, table)
-    if output is not None:
+    if output is None:
+        _print(console, table, _PRINTED_ROWS, "; --output writes them all")
+    else:
+        _print(console, table, _PRINTED_BESIDE_FILE, "")
         say(console, f"{table.num_rows:,} rows written to {output}")
     return 0
 
 
 def _read_users(text: str) -> list[str] | Literal["all"]:
-    """The ids that ``--users`` names."""
+    """The ids that ``--users`` names, each once."""
     if text == "all":
         return "all"
     if text == "@":
         raise ValueError("users: found '@' without the name of a file after it")
     names = _read_lines(Path(text[1:])) if text.startswith("@") else text.split(",")
-    return [name.strip() for name in names if name.strip()]
+    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -55,10 +58,10 @@ def _read_lines(path: Path) -> list[str]:
         raise ValueError(f"users: the file {str(path)!r} is not UTF-8 text, expected one id a line") from error
 
 
-def _print(console: Console, table: pa.Table) -> None:
-    shown = table.slice(0, _PRINTED_ROWS).to_pylist()
+def _print(console: Console, table: pa.Table, most: int, advice: str) -> None:
+    shown = table.slice(0, most).to_pylist()
     rows = [(row["user"], row["rank"], row["item"], f"{row['score']:.4f}") for row in shown]
     console.print(plain_table(["user", "rank", "item", "score"], rows))
     if table.num_rows > len(rows):
-        text = f"and {table.num_rows - len(rows):,} more rows; --output writes them all"
+        text = f"and {table.num_rows - len(rows):,} more rows{advice}"
         say(console, text)

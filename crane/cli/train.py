@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -25,6 +29,24 @@ from crane.training.run import default_folder
 from crane.training.trainer import DivergenceError, Trainer, reproducible
 
 
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM."""
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within the block SIGTERM, by which batch systems end a job, interrupts as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Train, or continue, a run; returns the exit code."""
     console = Console()
@@ -35,14 +57,15 @@ def run(arguments: argparse.Namespace) -> int:
     say(console, trainer.dataset.describe())
     say(console, _headline(trainer))
     try:
-        state = trainer.fit()
-        write_report(folder, trainer.config, trainer.dataset, state)
-    except KeyboardInterrupt:
+        with _terminated_as_interrupted():
+            state = trainer.fit()
+            write_report(folder, trainer.config, trainer.dataset, state)
+    except KeyboardInterrupt as stop:
         kept = folder.checkpoints.load_state()  # an epoch may have been written and not yet been noted
         done = 0 if kept is None else kept.epoch
         message = f"interrupted; {done} epochs are kept, continue with: crane train --resume {folder.path}"
         print(message, file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, _Terminated) else 130
     except DivergenceError as error:
         print(f"crane train: {error}", file=sys.stderr)
         return 1
@@ -97,6 +120,9 @@ def _configuration(arguments: argparse.Namespace) -> RunConfig:
         ("training.threads", arguments.threads),
     )
     settings = [f"{key}={value}" for key, value in given if value is not None]
+    named = next((s for s in arguments.settings if s.partition("=")[0].strip() in ("model", "model.name")), None)
+    if arguments.model is not None and named is not None:
+        raise ValueError(f"--model {arguments.model} and --set {named} both name the model, expected one of them")
     settings += arguments.settings
     if arguments.mmrec is not None:
         mapping = _of_mmrec(arguments, settings)

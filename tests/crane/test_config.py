@@ -99,6 +99,7 @@ def test_configuration_reloads_to_the_same(tmp_path: Path) -> None:
         ("training.learning_rate=.inf", "learning_rate must be finite, found inf"),
         ("training.warmup_epochs=.inf", "warmup_epochs must be finite, found inf"),
         ("training.patience=0", "patience must be at least 1, found 0"),
+        ("training.decay_factor=0", "decay_factor must be above 0, found 0.0"),
         ("training.decay_factor=2", "decay_factor must be between 0 and 1, found 2.0"),
         (
             "training.schedule=cosin",

@@ -130,6 +130,7 @@ def test_a_data_path_holds_from_any_folder(
             ("--data", "TINY", *SMALL, "training.epoch=3"),
             "unknown setting training.epoch, did you mean training.epochs?",
         ),
+        (("--data", "TINY", *SMALL, "model=freedom"), "--model lightgcn and --set model=freedom both name the model"),
         (("--data", "TINY", *SMALL, "model.layers=two"), "model.layers must be an integer, found the text 'two'"),
         (("--data", "TINY", "--config", "none.yaml"), "cannot read the configuration none.yaml: No such file"),
         (("--data", "TINY", *SMALL, "model.dim=1000000000"), "lightgcn on tiny does not fit into the memory, expected"),
@@ -195,7 +196,8 @@ def test_resuming_a_finished_run_changes_nothing(crane: Crane, finished: Path) -
     assert contents() == before
 
 
-def test_interrupting_says_how_to_continue(tiny_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupting_says_how_to_continue(tiny_data: Path, tmp_path: Path, number: int, code: int) -> None:
     run = tmp_path / "run"
     arguments = ["train", "--data", str(tiny_data), *SMALL, "training.epochs=100000", "training.patience=100000"]
     command = [sys.executable, "-P", "-m", "crane", *arguments, "--output", str(run)]
@@ -208,12 +210,12 @@ def test_interrupting_says_how_to_continue(tiny_data: Path, tmp_path: Path) -> N
     )
     while process.poll() is None and not (run / "metrics.jsonl").exists():
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     try:
         error = process.communicate(timeout=120)[1]
     finally:
         process.kill()
-    assert process.returncode == 130, error
+    assert process.returncode == code, error
     assert error.count("\n") == 1
     assert error.startswith("interrupted; ")
     assert f"continue with: crane train --resume {run}" in error
@@ -293,7 +295,7 @@ def test_recommend_writes_files_of_unseen_items(crane: Crane, finished: Path, su
     result = crane("recommend", finished, "--users", "all", "--k", "5", "--output", f"out.{suffix}")
     assert result.code == 0
     assert f"300 rows written to out.{suffix}" in result.out
-    assert "and 200 more rows" in result.out
+    assert "and 295 more rows\n" in result.out
     read = pyarrow.csv.read_csv if suffix == "csv" else pyarrow.parquet.read_table
     table = read(f"out.{suffix}")
     assert set(table.column_names) == {"user", "item", "rank", "score"}
@@ -309,7 +311,7 @@ def test_recommend_writes_files_of_unseen_items(crane: Crane, finished: Path, su
 
 
 def test_recommend_reads_users_from_a_file(crane: Crane, finished: Path) -> None:
-    Path("users.txt").write_text("u1\n\nu2\n")
+    Path("users.txt").write_text("u1\n\nu2\nu1\n")
     result = crane("recommend", finished, "--users", "@users.txt", "--k", "1", "--output", "out.csv")
     assert result.code == 0
     assert pyarrow.csv.read_csv("out.csv")["user"].to_pylist() == ["u1", "u2"]
