@@ -137,7 +137,8 @@ def rca_pass_kernel(
     for m in tl.static_range(MODALITIES):
         mixer = product_transposed(w_attend + m * size, correlation + m * size, WIDTH, D, PRECISION)
         mixer = mixer.to(x.dtype.element_ty)
-        tl.store(mixed + m * size + square, tl.trans(mixer), mask=square_inside & (program == 0))
+        if program == 0:
+            tl.store(mixed + m * size + square, tl.trans(mixer), mask=square_inside)
         mixers = mixers + (mixer,)
         outs = outs + (tl.trans(load_matrix(w_out + m * size, WIDTH, WIDTH, D)),)
     gram = ()
