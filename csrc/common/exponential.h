@@ -30,6 +30,13 @@ struct ExponentialOf<double> {
   static constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
 };
 
+template <typename T>
+constexpr T inverse_factorial(int n) {
+  T product = 1;
+  for (int i = 2; i <= n; ++i) product *= i;
+  return 1 / product;
+}
+
 template <typename T, int kWidth>
 inline typename VectorOf<T, kWidth>::type exponential(typename VectorOf<T, kWidth>::type x) {
   using E = ExponentialOf<T>;
@@ -41,8 +48,8 @@ inline typename VectorOf<T, kWidth>::type exponential(typename VectorOf<T, kWidt
   const V shifted = x * static_cast<T>(1.44269504088896340736) + E::kRound;
   const V n = shifted - E::kRound;
   const V r = (x - n * E::kLn2High) - n * E::kLn2Low;
-  V series = V{} + 1;
-  for (int i = E::kDegree; i > 0; --i) series = 1 + series * r * (T{1} / i);
+  V series = V{} + inverse_factorial<T>(E::kDegree);
+  for (int i = E::kDegree - 1; i >= 0; --i) series = series * r + inverse_factorial<T>(i);
   Bits power;
   __builtin_memcpy(&power, &shifted, sizeof(power));
   Bits round;

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "common/exponential.h"
 #include "common/vector.h"
 
 namespace crane {
@@ -21,28 +22,10 @@ constexpr int kQueries = 4;
 #endif
 
 using Vector = VectorOf<float, kLanes>;
-using Bits = VectorOf<int32_t, kLanes>;
 using Floats = Vector::type;
 
 int64_t padded_rows(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
 int64_t padded_width(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
-
-// e^x for x of at most about zero (Cephes' polynomial; below -87 the result stays at e^-87); NaN stays NaN.
-inline Floats exponential(Floats x) {
-  const Floats limited = x < -87.0f ? Floats{} - 87.0f : x;
-  const Floats shifted = limited * 1.44269504088896341f + 12582912.0f;  // the low bits are the rounded exponent
-  const Floats exponent = shifted - 12582912.0f;
-  const Floats rest = limited - exponent * 0.693359375f + exponent * 2.12194440e-4f;
-  Floats p = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * rest + 8.3334519073e-3f;
-  p = p * rest + 4.1665795894e-2f;
-  p = p * rest + 1.6666665459e-1f;
-  p = p * rest + 5.0000001201e-1f;
-  p = p * rest * rest + rest + 1.0f;
-  const Bits::type power = Bits::load(reinterpret_cast<const int32_t*>(&shifted)) << 23;
-  const Bits::type result = Bits::load(reinterpret_cast<const int32_t*>(&p)) + power;
-  return x == x ? Vector::load(reinterpret_cast<const float*>(&result)) : x;
-}
 
 inline float sum_of(Floats v) {
   float sum = 0;
@@ -190,7 +173,7 @@ void forward(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float* 
         factor[r] = std::exp(before - largest[r]);
         Floats added = {};
         for (int64_t j = 0; j < keys; j += kLanes) {
-          const Floats weight = exponential(Vector::load(scores + j) - largest[r]);
+          const Floats weight = exponential<float, kLanes>(Vector::load(scores + j) - largest[r]);
           Vector::store(scores + j, weight);
           added += weight;
         }
@@ -231,7 +214,7 @@ void backward(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float*
       for (int r = 0; r < kQueries; ++r) {
         float *scores = parts.scores + r * kBlock, *grads = parts.grad_scores + r * kBlock;
         for (int64_t j = 0; j < keys; j += kLanes) {
-          const Floats weight = exponential(Vector::load(scores + j) - log_sum[r]);
+          const Floats weight = exponential<float, kLanes>(Vector::load(scores + j) - log_sum[r]);
           Vector::store(scores + j, weight);
           Vector::store(grads + j, weight * (Vector::load(grads + j) - shared[r]));
         }
