@@ -144,10 +144,7 @@ def rca_pass_kernel(
     gram = ()
     sums = ()
     if GRAM:
-        for m in tl.static_range(MODALITIES):
-            sums = sums + (tl.zeros((D,), tl.float32),)
-            for _ in tl.static_range(m, MODALITIES):
-                gram = gram + (tl.zeros((D, D), tl.float32),)
+        gram, sums = no_moments(MODALITIES, D)
     for start in tl.range(0, tl.minimum(chunk, n - program * chunk), BLOCK):
         rows = program * chunk + start + tl.arange(0, BLOCK)
         inside = (rows[None, :] < n) & (columns[:, None] < WIDTH)
@@ -163,6 +160,18 @@ def rca_pass_kernel(
             gram, sums = add_moments(refined, gram, sums, MODALITIES, PRECISION)
     if GRAM:
         store_moments(gram, sums, gram_parts, sums_parts, program, MODALITIES, WIDTH, D)
+
+
+@triton.jit
+def no_moments(MODALITIES: tl.constexpr, D: tl.constexpr):
+    """Gram blocks and column sums of no rows."""
+    gram = ()
+    sums = ()
+    for m in tl.static_range(MODALITIES):
+        sums = sums + (tl.zeros((D,), tl.float32),)
+        for _ in tl.static_range(m, MODALITIES):
+            gram = gram + (tl.zeros((D, D), tl.float32),)
+    return gram, sums
 
 
 @triton.jit
@@ -209,12 +218,7 @@ def rca_gram_kernel(
     """A chunk's part of the Gram matrix and column sums of X: reads X once."""
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, D)
-    gram = ()
-    sums = ()
-    for m in tl.static_range(MODALITIES):
-        sums = sums + (tl.zeros((D,), tl.float32),)
-        for _ in tl.static_range(m, MODALITIES):
-            gram = gram + (tl.zeros((D, D), tl.float32),)
+    gram, sums = no_moments(MODALITIES, D)
     for start in tl.range(0, tl.minimum(chunk, n - program * chunk), BLOCK):
         rows = program * chunk + start + tl.arange(0, BLOCK)
         inside = (rows[None, :] < n) & (columns[:, None] < WIDTH)
