@@ -14,11 +14,14 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 _FOLDER = Path(__file__).parent
 OPERATORS = _FOLDER / "_ops.so"
 CUDA_OPERATORS = _FOLDER / "_ops_cuda.so"
 RECORD = _FOLDER / "_build.json"
+DTYPES = (torch.float32, torch.float64)  # of the kernels that take no half precision
 # What is called here: a library of another version may lack some of it.
 EXPECTED_OPERATORS = (
     "spmm",
@@ -91,6 +94,22 @@ def _load_cuda() -> str | None:
 _host, _missing = _load()
 _cuda_missing = _load_cuda()
 _no_device = None if torch.cuda.device_count() else "there is no CUDA device"
+
+
+def refuses(name: str, x: Tensor) -> str | None:
+    """Why no compiled CPU kernel for float32 and float64 takes ``x``, called ``name``; ``None`` when they do."""
+    if x.device.type != "cpu":
+        return f"{name} is on device {x.device}, not on the CPU"
+    if x.dtype not in DTYPES:
+        return f"{name} has dtype {x.dtype}, not float32 or float64"
+    return None
+
+
+def refuses_derivatives() -> str | None:
+    """Which derivatives the compiled operators of any device lack at the moment; ``None`` when none."""
+    if forward_ad._current_level >= 0:  # a custom operator would take every tangent for zero
+        return "forward-mode differentiation is under way"
+    return None
 
 
 def missing() -> str | None:

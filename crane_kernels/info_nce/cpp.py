@@ -6,23 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from crane_kernels import extension
 from crane_kernels.info_nce import reference
 
-DTYPES = (torch.float32, torch.float64)
-
 
 def refuses(a: Tensor, *_: Any) -> str | None:
     """Why the compiled kernels cannot compare ``a``; ``None`` when they can."""
-    if a.device.type != "cpu":
-        return f"a is on device {a.device}, not on the CPU"
-    if a.dtype not in DTYPES:
-        return f"a has dtype {a.dtype}, not float32 or float64"
-    if forward_ad._current_level >= 0:  # a custom operator would take every tangent for zero
-        return "forward-mode differentiation is under way"
-    return None
+    return extension.refuses("a", a) or extension.refuses_derivatives()
 
 
 def info_nce(a: Tensor, b: Tensor, temperature: float, ids: Tensor | None, symmetric: bool) -> Tensor:

@@ -10,15 +10,12 @@ from torch import Tensor
 from crane_kernels import extension
 from crane_kernels.graph import Graph
 
-DTYPES = (torch.float32, torch.float64)
-
 
 def refuses(user: Tensor, item: Tensor, *_: Any) -> str | None:
     """Why the compiled kernel cannot rank ``item`` for ``user``; ``None`` when it can."""
-    if user.device.type != "cpu":
-        return f"user is on device {user.device}, not on the CPU"
-    if user.dtype not in DTYPES:
-        return f"user has dtype {user.dtype}, not float32 or float64"
+    reason = extension.refuses("user", user)
+    if reason is not None:
+        return reason
     if item.shape[0] >= 2**31:
         return f"item has {item.shape[0]} rows, more than 2^31 - 1"
     return None

@@ -6,28 +6,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from crane_kernels import extension
 from crane_kernels.modality_attention import items, reference
 
-DTYPES = (torch.float32, torch.float64)
 MAX_TOKENS = 4
 
 
 def refuses(tokens: Tensor, *rest: Any) -> str | None:
     """Why the compiled kernels cannot attend over ``tokens``; ``None`` when they can."""
-    if tokens.device.type != "cpu":
-        return f"tokens is on device {tokens.device}, not on the CPU"
-    if tokens.dtype not in DTYPES:
-        return f"tokens has dtype {tokens.dtype}, not float32 or float64"
+    reason = extension.refuses("tokens", tokens)
+    if reason is not None:
+        return reason
     if rest[-1] == "items" and tokens.dtype != torch.float32:
         return f"axis is 'items' and tokens has dtype {tokens.dtype}, not float32"
     if rest[-1] == "modalities" and tokens.shape[1] > MAX_TOKENS:
         return f"tokens has {tokens.shape[1]} tokens a row, more than {MAX_TOKENS}"
-    if forward_ad._current_level >= 0:  # a custom operator would take every tangent for zero
-        return "forward-mode differentiation is under way"
-    return None
+    return extension.refuses_derivatives()
 
 
 def modality_attention(

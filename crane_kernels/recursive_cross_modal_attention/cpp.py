@@ -6,23 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from crane_kernels import extension
 from crane_kernels.recursive_cross_modal_attention import reference
 
-DTYPES = (torch.float32, torch.float64)
-
 
 def refuses(x: Tensor, *_: Any) -> str | None:
     """Why the compiled kernels cannot refine ``x``; ``None`` when they can."""
-    if x.device.type != "cpu":
-        return f"x is on device {x.device}, not on the CPU"
-    if x.dtype not in DTYPES:
-        return f"x has dtype {x.dtype}, not float32 or float64"
-    if forward_ad._current_level >= 0:  # a custom operator would take every tangent for zero
-        return "forward-mode differentiation is under way"
-    return None
+    return extension.refuses("x", x) or extension.refuses_derivatives()
 
 
 def recursive_cross_modal_attention(

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from crane_kernels import checks, extension
 from crane_kernels.graph import Graph
@@ -19,18 +18,11 @@ from crane_kernels.spmm.reference import Reduce
 _ops = torch.ops.crane_kernels
 
 
-def refuses(graph: Graph, x: Tensor, *_: Any) -> str | None:
-    """Why the compiled kernels cannot multiply ``graph`` by ``x``; ``None`` when they can."""
+def refuses(_graph: Graph, x: Tensor, *_: Any) -> str | None:
+    """Why the compiled kernels cannot multiply a graph by ``x``; ``None`` when they can."""
     if x.device.type != "cpu":
         return f"x is on device {x.device}, not on the CPU"
-    return refuses_derivatives(graph)
-
-
-def refuses_derivatives(_graph: Graph) -> str | None:
-    """Which derivatives the compiled kernels of any device lack for this call; ``None`` when none."""
-    if forward_ad._current_level >= 0:  # a custom operator would take every tangent for zero
-        return "forward-mode differentiation is under way"
-    return None
+    return extension.refuses_derivatives()
 
 
 def arrays(graph: Graph, x: Tensor) -> tuple[Tensor | None, ...]:

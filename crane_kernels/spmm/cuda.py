@@ -6,14 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
+from crane_kernels import extension
 from crane_kernels.graph import Graph
-from crane_kernels.spmm.cpp import refuses_derivatives, spmm
+from crane_kernels.spmm.cpp import spmm
 
 __all__ = ["refuses", "spmm"]
 
 
-def refuses(graph: Graph, x: Tensor, *_: Any) -> str | None:
-    """Why the CUDA kernels cannot multiply ``graph`` by ``x``; ``None`` when they can."""
+def refuses(_graph: Graph, x: Tensor, *_: Any) -> str | None:
+    """Why the CUDA kernels cannot multiply a graph by ``x``; ``None`` when they can."""
     if x.device.type != "cuda":
         return f"x is on device {x.device}, not on a CUDA device"
-    return refuses_derivatives(graph)
+    return extension.refuses_derivatives()
