@@ -1,11 +1,8 @@
 """InfoNCE against a loop; stability; zero rows; the path that recomputes its blocks; the compiled kernels."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import instruction_sets
 import pytest
 import torch
 
@@ -244,18 +241,11 @@ def test_compiled_does_not_hide_nan(row):
     assert all(bool(result.isnan().any()) for result in value_and_gradients(lambda a, b: info_nce(a, b, 0.2), leaves))
 
 
-@pytest.mark.skipif("CRANE_ISA" in os.environ, reason="CRANE_ISA already names one instruction set")
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@instruction_sets.unless_named
+@instruction_sets.each
 @pytest.mark.usefixtures("compiled")
 def test_every_instruction_set(isa):
-    if isa not in extension.instruction_sets():
-        pytest.skip(f"this build and processor do not run {isa}")
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "compiled"]
-    # The package under test, also where it is installed in place: pytest puts a folder of its name first in the path.
-    installed = str(Path(extension.__file__).parents[1])
-    environment = os.environ | {"CRANE_ISA": isa, "PYTHONPATH": installed}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    instruction_sets.passes(isa, __file__, "compiled")
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -1,9 +1,9 @@
 """Modality attention against ``torch.nn.MultiheadAttention`` in float64, and its life under torch's tools."""
 
-import os
 import subprocess
 import sys
 
+import instruction_sets
 import pytest
 import torch
 from torch import nn, profiler
@@ -95,26 +95,11 @@ def test_compiled_matches_float64(n, modalities, d, heads, bias, dtype):
         torch.testing.assert_close(found.double(), truth, rtol=0, atol=100 * torch.finfo(dtype).eps * scale)
 
 
-@pytest.mark.skipif("CRANE_ISA" in os.environ, reason="CRANE_ISA already names one instruction set")
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@instruction_sets.unless_named
+@instruction_sets.each
 @pytest.mark.usefixtures("compiled")
 def test_every_instruction_set(isa):
-    if isa not in extension.instruction_sets():
-        pytest.skip(f"this build and processor do not run {isa}")
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-        "-k",
-        "match or bits or number",
-    ]
-    done = subprocess.run(command, env=os.environ | {"CRANE_ISA": isa}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    instruction_sets.passes(isa, __file__, "match or bits or number")
 
 
 @pytest.mark.usefixtures("compiled")

@@ -1,16 +1,13 @@
 """Recursive cross-modal attention: its forms and implementations agree, and the formulas hold row by row."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import instruction_sets
 import numpy as np
 import pytest
 import torch
 
-from crane_kernels import extension, recursive_cross_modal_attention
+from crane_kernels import recursive_cross_modal_attention
 from crane_kernels.recursive_cross_modal_attention import reference
 
 NAMES = ("x", "w_joint", "b_joint", "w_attend", "w_out")
@@ -310,18 +307,11 @@ def test_compiled_has_the_same_bits_for_every_number_of_threads():
     assert all(map(torch.equal, results[0], results[2]))
 
 
-@pytest.mark.skipif("CRANE_ISA" in os.environ, reason="CRANE_ISA already names one instruction set")
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@instruction_sets.unless_named
+@instruction_sets.each
 @pytest.mark.usefixtures("compiled")
 def test_every_instruction_set(isa):
-    if isa not in extension.instruction_sets():
-        pytest.skip(f"this build and processor do not run {isa}")
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "matches or bits"]
-    # The package under test, also where it is installed in place: pytest puts a folder of its name first in the path.
-    installed = str(Path(extension.__file__).parents[1])
-    environment = os.environ | {"CRANE_ISA": isa, "PYTHONPATH": installed}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    instruction_sets.passes(isa, __file__, "matches or bits")
 
 
 @pytest.mark.parametrize("wanted", range(1, 6))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
+import instruction_sets
 import pytest
 import torch
 from graphs import GRAPHS, WIDTHS, graphs, random_graph
@@ -128,19 +125,13 @@ def test_half_precision_conversions_are_exact() -> None:
         assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
-@pytest.mark.skipif("CRANE_ISA" in os.environ, reason="CRANE_ISA already names one instruction set")
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@instruction_sets.unless_named
+@instruction_sets.each
 @pytest.mark.usefixtures("compiled")
 def test_every_instruction_set(isa: str) -> None:
-    if isa not in extension.instruction_sets():
-        pytest.skip(f"this build and processor do not run {isa}")
-    chosen = "(matches and (64 or 65 or 9)) or bits or conversions or (reductions and square)"
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
-    # The package under test, also where it is installed in place: pytest puts a folder of its name first in the path.
-    installed = str(Path(extension.__file__).parents[1])
-    environment = os.environ | {"CRANE_ISA": isa, "PYTHONPATH": installed}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    instruction_sets.passes(
+        isa, __file__, "(matches and (64 or 65 or 9)) or bits or conversions or (reductions and square)"
+    )
 
 
 @pytest.mark.parametrize("name", ["hub", "square", "nothing but hubs", "mostly empty rows"])
