@@ -19,14 +19,13 @@ import pyarrow.csv
 import pyarrow.parquet
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crane.config import RunConfig
 from crane.data.dataset import SPLITS
 from crane.evaluation.ranking import check_finite, ranked_blocks
 from crane.files import write_atomically
+from crane.tensors import load_tensors, save_tensors
 from crane.training.folder import RunFolder
 from crane_kernels import Graph
 
@@ -148,8 +147,7 @@ def export(run_dir: str | Path, dataset: Dataset, user: Tensor, item: Tensor) ->
         seen = dataset.graph(*splits)
         tensors |= {f"seen.{mask}.rowptr": seen.rowptr, f"seen.{mask}.col": seen.col}
     tensors |= _pack_ids("user_ids", dataset.user_ids) | _pack_ids("item_ids", dataset.item_ids)
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(Path(run_dir) / EXPORT, lambda path: save_file(plain, path, {"format": "pt"}))
+    save_tensors(Path(run_dir) / EXPORT, tensors)
 
 
 def load(run_dir: str | Path) -> TrainedModel:
@@ -166,8 +164,8 @@ def load(run_dir: str | Path) -> TrainedModel:
             f"the run {run_dir} holds no trained model yet ({EXPORT} is missing): finish it with crane train --resume "
             f"{run_dir}"
         )
+    tensors = load_tensors(path)
     try:
-        tensors = load_file(path)
         shape = len(tensors["user"]), len(tensors["item"])
         return TrainedModel(
             folder=folder,
@@ -180,8 +178,8 @@ def load(run_dir: str | Path) -> TrainedModel:
                 for mask in _MASKED
             },
         )
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: it lacks the entry {error}") from error
 
 
 def save_table(table: pa.Table, path: str | Path) -> None:

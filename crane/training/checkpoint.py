@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from crane.files import write_atomically, write_text
+from crane.files import write_text
+from crane.tensors import load_tensors, save_tensors
 
 _STATE = "state.json"
 
@@ -55,8 +54,8 @@ class Checkpoints:
     def save(self, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Write weights, optimiser state and ``state``, which from then on are the checkpoint."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _save(self._weights(state.epoch), _contiguous(model.state_dict()))
-        _save(self._optimizer(state.epoch), _optimizer_tensors(model, optimizer))
+        save_tensors(self._weights(state.epoch), model.state_dict())
+        save_tensors(self._optimizer(state.epoch), _optimizer_tensors(model, optimizer))
         self.save_state(state)
         self._remove_others(state)
 
@@ -127,24 +126,13 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        write_atomically(path, lambda temporary: save_file(tensors, temporary))
-    except SafetensorError as error:  # a full disk, among others
-        raise OSError(f"the checkpoint {path} cannot be written: {error}") from error
-
-
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        return load_tensors(path)
     except FileNotFoundError as error:
         raise ValueError(f"the checkpoint {path} is missing") from error
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"the checkpoint {path} cannot be read: {error}") from error
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    except ValueError as error:
+        raise ValueError(f"the checkpoint {error}") from error
 
 
 def _parameter_names(model: nn.Module) -> dict[Tensor, str]:
@@ -154,7 +142,7 @@ def _parameter_names(model: nn.Module) -> dict[Tensor, str]:
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     names = _parameter_names(model)
     return {
-        f"{names[parameter]}/{key}": value.detach().contiguous()
+        f"{names[parameter]}/{key}": value
         for parameter, entries in optimizer.state.items()
         for key, value in entries.items()
     }
