@@ -95,8 +95,12 @@ def quick(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def dataset(scale: str, request: pytest.FixtureRequest) -> Dataset:
     """The data set of the scale."""
-    folder = None if scale in (*scales.SIZES, "demo") else _real_data(request.config)
-    return scales.dataset(scale, folder)
+    return scales.dataset(scale, _folder(scale, request.config))
+
+
+def _folder(scale: str, config: pytest.Config) -> Path | None:
+    """Where the data of a scale are; None where they are generated."""
+    return None if scale in (*scales.SIZES, "demo") else _real_data(config)
 
 
 @pytest.fixture
@@ -116,16 +120,19 @@ def requested(backend: str) -> str | None:
 
 
 @pytest.fixture
-def graph(scale: str, device: str) -> Graph:
-    """D^-1/2 A D^-1/2 over users and items."""
-    return normalized_graph(scale).to(device)
+def graph(scale: str, device: str, request: pytest.FixtureRequest) -> Graph:
+    """D^-1/2 A D^-1/2 over users and items; of real data, by the interactions that train."""
+    return normalized_graph(scale, _folder(scale, request.config)).to(device)
 
 
 @lru_cache(maxsize=1)
-def normalized_graph(scale: str) -> Graph:
-    users, items = scales.interactions(scale)
-    size = scales.SIZES[scale]
-    return Graph.from_edges(users, items, shape=(size.users, size.items)).bipartite().normalize("symmetric")
+def normalized_graph(scale: str, folder: Path | None) -> Graph:
+    if folder is None:
+        size = scales.SIZES[scale]
+        interacted = Graph.from_edges(*scales.interactions(scale), shape=(size.users, size.items))
+    else:
+        interacted = scales.dataset(scale, folder).graph("train")
+    return interacted.bipartite().normalize("symmetric")
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from crane_kernels import Graph, propagate
 from crane_kernels.propagate import reference
 
 OPERATION = "propagate"
+REAL_DATA = True
 LAYERS, BATCH = 3, 2048
 
 

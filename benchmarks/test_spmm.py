@@ -16,6 +16,7 @@ from crane_kernels import Graph, spmm
 from crane_kernels.spmm import reference
 
 OPERATION = "spmm"
+REAL_DATA = True
 DIM = 64
 FLOAT32, BALANCED = "this package, float32", "this package, edges spread evenly"
 AT_LEAST_CSR = 2.0  # times as fast as torch.sparse in CSR
