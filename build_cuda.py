@@ -21,6 +21,14 @@ from pathlib import Path
 # Machine code for A100, H100 and B200 (and what is binary compatible with them), PTX of the last for what comes after.
 DEFAULT_ARCHITECTURES = ("80-real", "90-real", "100")
 
+# torch's own names of generations.
+NAMED_ARCHITECTURES = {
+    "Ampere": "8.0 8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell": "10.0 10.3 12.0+PTX",
+}
+
 
 class CudaNotBuiltError(Exception):
     """Why there are no CUDA kernels, in a phrase that follows "because"."""
@@ -64,11 +72,17 @@ def find_nvcc() -> Path | None:
 
 def nvcc_version(nvcc: Path) -> str:
     """Like ``13.0``."""
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"release (\d+\.\d+)", text)
+    found = re.search(r"release (\d+\.\d+)", _output(nvcc, "--version"))
     if found is None:
         raise CudaNotBuiltError(f"{nvcc} does not say which release it is")
     return found[1]
+
+
+def _output(nvcc: Path, option: str) -> str:
+    try:
+        return subprocess.run([nvcc, option], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise CudaNotBuiltError(f"{nvcc} does not run: {error}") from error
 
 
 def torch_cuda_version(torch_folder: Path) -> str | None:
@@ -102,9 +116,9 @@ def architectures(nvcc: Path) -> tuple[str, ...]:
     """Those of ``TORCH_CUDA_ARCH_LIST``, or the default ones that this nvcc knows."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     if wanted:
-        return tuple(cmake for name in wanted for cmake in _cmake_architecture(name))
-    text = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-    known = set(re.findall(r"compute_(\w+)", text))
+        numbers = " ".join(NAMED_ARCHITECTURES.get(name, name) for name in wanted).split()
+        return tuple(dict.fromkeys(cmake for name in numbers for cmake in _cmake_architecture(name)))
+    known = set(re.findall(r"compute_(\w+)", _output(nvcc, "--list-gpu-arch")))
     chosen = [name for name in DEFAULT_ARCHITECTURES if name.removesuffix("-real") in known]
     if not chosen:
         raise CudaNotBuiltError(f"{nvcc} knows none of the architectures {', '.join(DEFAULT_ARCHITECTURES)}")
@@ -115,7 +129,7 @@ def _cmake_architecture(name: str) -> list[str]:
     """CMake's words for ``9.0``, ``9.0a`` or ``9.0+PTX``."""
     found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
     if found is None:
-        raise SystemExit(f"TORCH_CUDA_ARCH_LIST: found {name!r}, expected entries like 8.0 or 9.0+PTX")
+        raise CudaNotBuiltError(f"TORCH_CUDA_ARCH_LIST has {name!r}, expected entries like 8.0, 9.0+PTX or Hopper")
     number = found[1] + found[2] + found[3]
     return [f"{number}-real", f"{number}-virtual"] if found[4] else [f"{number}-real"]
 
@@ -141,9 +155,11 @@ def _readable(symbols: list[str]) -> list[str]:
     """Names without mangling, namespaces and parameters, where c++filt is there to ask."""
     if not symbols or shutil.which("c++filt") is None:
         return symbols
-    text = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True).stdout
-    plain = (re.sub(r"crane::cuda::|\(anonymous namespace\)::|^void ", "", line) for line in text.splitlines())
-    return [line[: line.rindex("(")] for line in plain]
+    done = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True)
+    if done.returncode != 0:
+        return symbols
+    plain = (re.sub(r"crane::cuda::|\(anonymous namespace\)::|^void ", "", line) for line in done.stdout.splitlines())
+    return [re.sub(r"\([^(]*$", "", line) for line in plain]
 
 
 def register_table(kernels: list[Kernel]) -> str:

@@ -135,10 +135,7 @@ def read(folder: Path, model: str = "crane", data: str | None = None, given: fro
         origin |= dict.fromkeys(content, file)
     targets = {**_TARGETS, **_OF_MODEL[model]}
     mapping: dict[str, Any] = {"model": {"name": model}, "training": _schedule(values), "data": {"format": "mmrec"}}
-    if model == "crane":
-        from crane.legacy import SETTINGS
-
-        mapping["model"] |= SETTINGS
+    mapping["model"] |= _fixed(model)
     mapping["data"]["path"] = str(path or _data_folder(configs, values, name) / str(values.get("inter_file_name", "")))
     for key, target in targets.items():
         if key in values and target.name not in given:
@@ -152,6 +149,15 @@ def read(folder: Path, model: str = "crane", data: str | None = None, given: fro
             raise ValueError(f"{origin[key]}: {key} has another meaning than {name}: give --set {name}=... for it")
     _check_widths(values, origin)
     return Settings(mapping, tuple(sorted(values.keys() - targets.keys() - only.keys() - otherwise.keys() - _READ)))
+
+
+def _fixed(model: str) -> dict[str, Any]:
+    """Settings with which the model is MMRec's, whatever its files say."""
+    if model == "crane":
+        from crane.legacy import SETTINGS
+
+        return SETTINGS
+    return {"l2": 0.0} if model == "freedom" else {}  # all that FREEDOM weighs there is its features' own losses
 
 
 def _configs(folder: Path) -> Path:

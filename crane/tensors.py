@@ -22,7 +22,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         OSError: the file cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": "pt", _CHECKSUM: _checksum(plain)}
+    metadata = {_CHECKSUM: _checksum(plain)}  # one entry: safetensors writes several in an order of chance
     try:
         write_atomically(path, lambda temporary: save_file(plain, temporary, metadata))
     except SafetensorError as error:  # a full disk, among others

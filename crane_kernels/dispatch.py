@@ -25,6 +25,10 @@ def _always(*_args: Any, **_kwargs: Any) -> str | None:
     return None
 
 
+class UnavailableError(RuntimeError):
+    """The implementation that was asked for cannot run here, or cannot serve the call; the message says why."""
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to compute an operation.
@@ -82,7 +86,7 @@ def choose(operation: str, requested: str | None, *args: Any, **kwargs: Any) -> 
 
     Raises:
         ValueError: the requested implementation does not exist for this operation.
-        RuntimeError: the requested implementation cannot run here or cannot serve these arguments.
+        UnavailableError: the requested implementation cannot run here or cannot serve these arguments.
     """
     rejected: dict[str, str] = {}
     picked = _pick(operation, requested, rejected, args, kwargs)
@@ -101,7 +105,7 @@ def environment_choice(operation: str) -> Choice:
         if reason is None:
             return Choice(operation, candidate, wanted is not None, rejected)
         rejected[candidate.name] = reason
-    raise RuntimeError(f"{operation}: implementation {wanted!r} was requested but {rejected[str(wanted)]}")
+    raise UnavailableError(f"{operation}: implementation {wanted!r} was requested but {rejected[str(wanted)]}")
 
 
 @contextmanager
@@ -174,7 +178,7 @@ def _pick(
         candidate = _find(operation, wanted, "implementation")
         reason = candidate.missing() or candidate.refuses(*args, **kwargs)
         if reason is not None:
-            raise RuntimeError(f"{operation}: implementation {wanted!r} was requested but {reason}")
+            raise UnavailableError(f"{operation}: implementation {wanted!r} was requested but {reason}")
         return candidate
     for candidate in _registry[operation]:
         reason = candidate.missing() or candidate.unasked() or candidate.refuses(*args, **kwargs)

@@ -31,6 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"crane {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        from crane_kernels.dispatch import UnavailableError  # the command has imported torch by now
+
+        if not isinstance(error, UnavailableError):
+            raise
+        print(f"crane {arguments.command}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

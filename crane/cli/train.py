@@ -144,6 +144,8 @@ def _of_mmrec(arguments: argparse.Namespace, settings: list[str]) -> dict[str, A
     """The settings in MMRec's files; says which of them have no meaning here."""
     if arguments.config is not None:
         raise ValueError("--mmrec and --config both name files of settings, expected one of them")
+    if any(setting.partition("=")[0].strip() == "data.path" for setting in arguments.settings):
+        raise ValueError("--mmrec finds the data by --data, so --set data.path cannot be given with it")
     names = frozenset(setting.partition("=")[0].strip() for setting in settings)
     found = mmrec.read(Path(arguments.mmrec), arguments.model or "crane", arguments.data, names)
     if found.unused:

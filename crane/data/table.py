@@ -152,11 +152,19 @@ class Column:
         return ValueError(f"{self.source.place(row)}: {self.name} is {shown}, expected {expected}")
 
     def naturals(self, expected: str = "an integer of 0 or more with at most 18 digits") -> np.ndarray:
-        """Text as int64.
+        """Text or integers as int64.
 
         Raises:
-            ValueError: names the first row that is no integer of 0 or more.
+            ValueError: names the first row that is no integer of 0 or more, or says that the column holds others.
         """
+        kind = self.values.type
+        if pa.types.is_integer(kind):
+            values = self.values.cast(pa.int64(), safe=False)  # what is above becomes negative
+            wrong = pc.or_(pc.less(values, 0), pc.greater_equal(values, 10**18))
+            self._refuse_first(pc.fill_null(wrong, True), expected)
+            return np.asarray(values)
+        if not pa.types.is_string(kind):
+            raise ValueError(f"{self.source.path}: column {self.name!r} is {kind}, expected integers or text")
         self._refuse_first(pc.invert(pc.match_substring_regex(self.values, r"^[0-9]{1,18}$")), expected)
         return np.asarray(self.values.cast(pa.int64()))
 

@@ -36,7 +36,7 @@ def evaluate(
         user: (U, d) float, final user embeddings.
         item: (I, d) float, final item embeddings, of the dtype and device of ``user``.
         seen: U x I graph of the items not to rank, usually the training interactions; None ranks everything.
-        targets: U x I graph of the items to be found; its values are not read.
+        targets: U x I graph of the items to be found; its values are not read, and an edge kept twice is one item.
         ks: cut-offs, positive.
         metrics: names out of "recall", "ndcg", "precision", "map", "hitrate", "mrr".
 
@@ -50,7 +50,8 @@ def evaluate(
     seen = seen if seen is None else seen.to(user.device)
     sums = {name: np.zeros(len(ks)) for name in metrics}
     n_users = 0
-    for ranking in _rankings(user.detach(), item.detach(), seen, targets.to(user.device), max(ks)):
+    deepest = min(max(ks), len(item))
+    for ranking in _rankings(user.detach(), item.detach(), seen, targets.to(user.device), deepest):
         n_users += len(ranking.targets)
         for name in metrics:
             sums[name] += METRICS[name](ranking, ks).sum(axis=0)
@@ -102,10 +103,9 @@ def popularity(train: Graph) -> tuple[Tensor, Tensor]:
 
 def _rankings(user: Tensor, item: Tensor, seen: Graph | None, targets: Graph, k: int) -> Iterator[Ranking]:
     """Rank the users that have targets, block by block."""
-    counts = targets.rowptr.diff()
+    keys = torch.unique(targets.row() * targets.n_cols + targets.col)  # sorted, without what is kept twice
+    counts = torch.bincount(keys // targets.n_cols, minlength=targets.n_rows)
     users = torch.nonzero(counts).flatten()
-    # The graph's rows ascend and hold each item once, so that these keys are sorted and distinct.
-    keys = targets.row() * targets.n_cols + targets.col
     for block, _, items in ranked_blocks(user, item, seen, users, k):
         hits = _hits(block, items, keys, targets.n_cols)
         yield Ranking(hits.cpu().numpy(), counts[block].cpu().numpy())

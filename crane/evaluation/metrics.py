@@ -30,7 +30,7 @@ class Ranking:
     """The hits of a block of users, with the cumulative sums that the metrics share.
 
     Args:
-        hits: (n, K) bool, whether the item at each rank is a target.
+        hits: (n, K) bool, whether the item at each rank is a target; K is the largest cut-off, or all items.
         targets: (n,) int64, how many targets each user has, at least 1.
     """
 
@@ -40,6 +40,10 @@ class Ranking:
         self.ranks = np.arange(1, hits.shape[1] + 1, dtype=np.float64)
         self.cumulative: Floats = np.cumsum(hits, axis=1, dtype=np.float64)
 
+    def columns(self, ks: Sequence[int]) -> NDArray[np.int64]:
+        """(len(ks),) the column of the last rank within each cut-off."""
+        return np.minimum(np.asarray(ks, dtype=np.int64), self.hits.shape[1]) - 1
+
     def best_hits(self, k: int) -> NDArray[np.int64]:
         """(n,) the most hits that k ranks can hold: min(targets, k)."""
         return np.minimum(self.targets, k)
@@ -47,17 +51,17 @@ class Ranking:
 
 def recall(ranking: Ranking, ks: Sequence[int]) -> Floats:
     """Share of the targets found. Returns (n, len(ks))."""
-    return ranking.cumulative[:, _columns(ks)] / ranking.targets[:, None]
+    return ranking.cumulative[:, ranking.columns(ks)] / ranking.targets[:, None]
 
 
 def precision(ranking: Ranking, ks: Sequence[int]) -> Floats:
     """Share of the ranks that hold a target. Returns (n, len(ks))."""
-    return ranking.cumulative[:, _columns(ks)] / np.asarray(ks, dtype=np.float64)
+    return ranking.cumulative[:, ranking.columns(ks)] / np.asarray(ks, dtype=np.float64)
 
 
 def hitrate(ranking: Ranking, ks: Sequence[int]) -> Floats:
     """Whether any target was found. Returns (n, len(ks))."""
-    return (ranking.cumulative[:, _columns(ks)] > 0).astype(np.float64)
+    return (ranking.cumulative[:, ranking.columns(ks)] > 0).astype(np.float64)
 
 
 def mrr(ranking: Ranking, ks: Sequence[int]) -> Floats:
@@ -69,14 +73,14 @@ def mrr(ranking: Ranking, ks: Sequence[int]) -> Floats:
 def map_(ranking: Ranking, ks: Sequence[int]) -> Floats:
     """Average precision over the hits that fit. Returns (n, len(ks))."""
     gained = np.cumsum(ranking.hits * (ranking.cumulative / ranking.ranks), axis=1)
-    return _normalised(gained, ks, lambda k: ranking.best_hits(k).astype(np.float64))
+    return _normalised(ranking, gained, ks, lambda k: ranking.best_hits(k).astype(np.float64))
 
 
 def ndcg(ranking: Ranking, ks: Sequence[int]) -> Floats:
     """Discounted gain over the best possible one. Returns (n, len(ks))."""
     discount = 1.0 / np.log2(ranking.ranks + 1.0)
-    ideal = np.cumsum(discount)
-    return _normalised(np.cumsum(ranking.hits * discount, axis=1), ks, lambda k: ideal[ranking.best_hits(k) - 1])
+    gained, ideal = np.cumsum(ranking.hits * discount, axis=1), np.cumsum(discount)
+    return _normalised(ranking, gained, ks, lambda k: ideal[ranking.best_hits(k) - 1])
 
 
 METRICS: dict[str, Callable[[Ranking, Sequence[int]], Floats]] = {
@@ -89,9 +93,5 @@ METRICS: dict[str, Callable[[Ranking, Sequence[int]], Floats]] = {
 }
 
 
-def _columns(ks: Sequence[int]) -> NDArray[np.int64]:
-    return np.asarray(ks, dtype=np.int64) - 1
-
-
-def _normalised(gained: Floats, ks: Sequence[int], best: Callable[[int], Floats]) -> Floats:
-    return np.stack([gained[:, k - 1] / best(k) for k in ks], axis=1)
+def _normalised(ranking: Ranking, gained: Floats, ks: Sequence[int], best: Callable[[int], Floats]) -> Floats:
+    return np.stack([gained[:, column] / best(k) for k, column in zip(ks, ranking.columns(ks), strict=True)], axis=1)

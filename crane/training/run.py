@@ -91,11 +91,13 @@ def fingerprint(dataset: Dataset) -> str:
     """A digest of ids, splits and features."""
     digest = hashlib.blake2b(digest_size=16)
     for ids in (dataset.user_ids, dataset.item_ids):
+        digest.update(f"{len(ids)} {ids.dtype}\n".encode())
         digest.update("\n".join(str(entry) for entry in ids.tolist()).encode())
     for split in (dataset.train, dataset.validation, dataset.test):
-        digest.update(np.ascontiguousarray(split.users).tobytes())
-        digest.update(np.ascontiguousarray(split.items).tobytes())
+        digest.update(f"{len(split)}\n".encode())
+        digest.update(np.ascontiguousarray(split.users).data)
+        digest.update(np.ascontiguousarray(split.items).data)
     for name, matrix in dataset.features.items():
-        digest.update(f"{name} {matrix.shape}".encode())
+        digest.update(f"{name} {matrix.shape}\n".encode())
         digest.update(np.ascontiguousarray(matrix).data)
     return digest.hexdigest()

@@ -87,7 +87,8 @@ class Trainer:
         state = self.folder.checkpoints.load_state()
         if state is None:
             state = TrainingState(data=fingerprint(self.dataset))
-        check_same_data(state, self.dataset)
+        else:
+            check_same_data(state, self.dataset)
         if state.epoch:
             self.folder.read_metrics(state.epoch)
             self.folder.checkpoints.load_weights(state.epoch, self.model)

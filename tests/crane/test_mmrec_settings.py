@@ -109,6 +109,7 @@ def test_a_list_to_search_needs_a_choice(toolbox: Path) -> None:
         mmrec.read(toolbox, "freedom")
     config = RunConfig.from_mapping(mmrec.read(toolbox, "freedom", given=frozenset({"model.edge_keep"})).mapping)
     assert (config.model_config.feature_weight, config.model_config.neighbours) == (0.001, 4)
+    assert config.model_config.l2 == 0  # it weighs its features' losses and nothing else
 
 
 def test_what_means_something_else_must_be_given_by_its_name_here(toolbox: Path) -> None:
@@ -180,3 +181,5 @@ def test_trains(toolbox: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert RunConfig.load(RunFolder(tmp_path / "freedom").config).seed == 3
     assert main([*arguments, "--config", "file.yaml"]) == 2
     assert "--mmrec and --config both name files" in capsys.readouterr().err
+    assert main([*arguments, "data.path=elsewhere"]) == 2
+    assert "--mmrec finds the data by --data, so --set data.path cannot be given" in capsys.readouterr().err

@@ -1,3 +1,4 @@
+import importlib
 import importlib.metadata
 import json
 import os
@@ -428,6 +429,17 @@ def test_an_implementation_that_cannot_run_is_refused(crane: Crane, finished: Pa
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith(f"crane {command}: spmm: implementation 'cuda' was requested but ")
     assert result.err.count("\n") == 1
+
+
+@pytest.mark.skipif(extension.missing() is not None, reason=f"{extension.missing()}")
+def test_an_implementation_that_refuses_a_call_is_named(crane: Crane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("crane_kernels.knn_graph.cpp"), "WIDEST", 4)
+    with use_implementation("cpp"):
+        result = crane("train", "--data", "demo", "--model", "freedom")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("crane train: knn_graph: implementation 'cpp' was requested but ")
+    assert result.err.count("\n") == 1
+    assert not list(Path().iterdir())
 
 
 @pytest.mark.parametrize(("name", "value"), [("CRANE_IMPLEMENTATION", "bogus"), ("CRANE_ISA", "zzz")])

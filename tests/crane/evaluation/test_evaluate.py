@@ -68,7 +68,7 @@ def by_loop(user, item, seen, targets, ks) -> dict[str, float]:
 
 @pytest.mark.parametrize("integers", [False, True], ids=["continuous", "many-ties"])
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("ks", [KS, (5, 10, 20, 50)], ids=["small", "default"])
+@pytest.mark.parametrize("ks", [KS, (5, 10, 20, 50), (7, 10**9)], ids=["small", "default", "beyond all items"])
 def test_equals_a_loop_over_users(seed, integers, ks):
     user, item, seen, targets = random_case(seed, integers=integers)
     shape = (len(user), len(item))
@@ -77,6 +77,16 @@ def test_equals_a_loop_over_users(seed, integers, ks):
     assert found.keys() == expected.keys()
     for key in expected:
         assert found[key] == pytest.approx(expected[key], abs=1e-12, rel=0), key
+
+
+def test_a_target_kept_twice_is_one_item():
+    user, item, seen, targets = random_case(3)
+    shape = (len(user), len(item))
+    twice = torch.tensor([pair for pair in targets for _ in range(1 + sum(pair) % 3)])
+    kept = Graph.from_edges(twice[:, 0], twice[:, 1], shape=shape, duplicates="keep")
+    assert kept.nnz > len(targets)
+    found = evaluate(torch.from_numpy(user), torch.from_numpy(item), graph(seen, shape), kept, ks=KS)
+    assert found == pytest.approx(by_loop(user, item, seen, targets, KS), abs=1e-12, rel=0)
 
 
 def test_equals_a_loop_in_blocks(monkeypatch):

@@ -471,6 +471,14 @@ def test_fingerprint_sees_features_and_ids(tiny: Dataset) -> None:
     assert len(prints) == 4
 
 
+def test_fingerprint_sees_where_splits_begin_and_what_ids_are() -> None:
+    def made(train: list[int], validation: list[int], ids: list[object]) -> str:
+        one, two, none = (Interactions(np.zeros_like(part), np.array(part)) for part in (train, validation, []))
+        return fingerprint(Dataset("d", np.array([0]), np.array(ids), one, two, none))
+
+    assert len({made([0, 0], [], [7]), made([0], [0], [7]), made([0], [0], ["7"])}) == 3
+
+
 def test_a_run_folder_has_all_its_files(tmp_path: Path, make_trainer: MakeTrainer, tiny: Dataset) -> None:
     trainer = make_trainer(tmp_path / "run")
     state = trainer.fit()

@@ -34,6 +34,10 @@ def test_table_of_registers():
     assert lines[2] == "1 of 2 spill (!)"
 
 
+def test_symbols_are_read_as_they_are_written() -> None:
+    assert build_cuda._readable(["_Z3addPf", "plain"]) == ["add", "plain"]
+
+
 @pytest.mark.parametrize(
     ("text", "cuda"),
     [("cuda: Optional[str] = '13.0'\n", "13.0"), ('cuda = "12.6"\n', "12.6"), ("cuda: Optional[str] = None\n", None)],
@@ -59,8 +63,10 @@ def test_architectures(nvcc: Path, monkeypatch: pytest.MonkeyPatch):
     assert build_cuda.architectures(nvcc) == ("80-real", "90")  # PTX of the last one it knows
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6;9.0a 12.0+PTX")
     assert build_cuda.architectures(nvcc) == ("86-real", "90a-real", "120-real", "120-virtual")
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
-    with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST: found 'Hopper'"):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Ampere;8.0")
+    assert build_cuda.architectures(nvcc) == ("80-real", "86-real", "86-virtual")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hoper")
+    with pytest.raises(build_cuda.CudaNotBuiltError, match="TORCH_CUDA_ARCH_LIST has 'Hoper', expected entries like"):
         build_cuda.architectures(nvcc)
 
 
@@ -76,6 +82,9 @@ def test_reasons_not_to_build(nvcc: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert reason() == "the torch of the build has no CUDA"
     (tmp_path / "version.py").write_text("cuda = '11.8'\n")
     assert reason() == "nvcc 12.6 is newer than the CUDA 11.8 of torch, whose driver need not know it"
+    (tmp_path / "version.py").write_text("cuda = '13.0'\n")
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    assert reason().startswith(f"{nvcc} does not run: ")
     monkeypatch.setenv("CRANE_CUDA", "0")
     assert reason() == "CRANE_CUDA=0 was set at build time"
     monkeypatch.setenv("CRANE_CUDA", "maybe")
