@@ -67,7 +67,7 @@ class TrainedModel:
         k: int = 20,
         mask: Literal["all", "train", "none"] = "all",
     ) -> pa.Table:
-        """The best ``k`` items of each user by descending score; ties go to the item that comes first in the data.
+        """The best ``k`` items of each user by descending score; ties go to the item whose id sorts first.
 
         Args:
             users: original ids, in the order wanted, or "all". Ids are compared as text: 7 and "7" are the same user.

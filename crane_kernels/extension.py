@@ -1,6 +1,6 @@
 """Loads the compiled libraries, if they were built, and says why not otherwise.
 
-There are three: ``_ops.so`` registers torch operators and is loaded by the dispatcher; ``_ops_cuda.so`` registers
+There are three: ``_ops.so`` registers torch operators; ``_ops_cuda.so`` registers
 their CUDA kernels, where nvcc and a CUDA build of torch were there to build it; ``_host`` is a Python module for what
 takes no tensors. All are built together by ``setup.py``, which leaves ``_build.json`` beside them.
 """

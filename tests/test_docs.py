@@ -143,6 +143,9 @@ def test_python_runs(page: str, there: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_work(page: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in blocks(page):
+        if block.language == "yaml":
+            (there / "settings.yaml").write_text(block.text)
     for line, words in commands(page):
         assert words[0] == "crane" or words[0] in OTHER_TOOLS, f"{page}:{line}: {words[0]} is no command known here"
         if words[0] != "crane":

@@ -93,7 +93,7 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
     evaluate = commands.add_parser("evaluate", help="measure a trained model on a split", allow_abbrev=False)
     evaluate.add_argument("run", type=_path, metavar="RUN", help="run folder")
-    evaluate.add_argument("--split", choices=("test", "validation"), default="test", help="default: test")
+    evaluate.add_argument("--split", choices=("test", "validation"), help="default: test once it is finished")
     evaluate.add_argument(
         "--mask-validation", action="store_true", help="at test, rank no item the user has in the validation split"
     )

@@ -21,7 +21,7 @@ from crane.config import RunConfig, merge, read_yaml
 from crane.console import say
 from crane.data import load_dataset
 from crane.data.config import DEMO
-from crane.training.environment import environment, operations
+from crane.training.environment import changes, environment, operations
 from crane.training.folder import RunFolder, new_folder
 from crane.training.progress import console_reporter
 from crane.training.report import write_report
@@ -52,14 +52,22 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     with user_errors():
         operations()  # refuses those that CRANE_IMPLEMENTATION asks for and that cannot run
+    try:
+        with _terminated_as_interrupted():
+            return _train(arguments, console)
+    except _Terminated:
+        print("interrupted", file=sys.stderr)
+        return 143
+
+
+def _train(arguments: argparse.Namespace, console: Console) -> int:
     trainer = _resumed(arguments, console) if arguments.resume is not None else _new(arguments, console)
     folder = trainer.folder
     say(console, trainer.dataset.describe())
     say(console, _headline(trainer))
     try:
-        with _terminated_as_interrupted():
-            state = trainer.fit()
-            write_report(folder, trainer.config, trainer.dataset, state)
+        state = trainer.fit()
+        write_report(folder, trainer.config, trainer.dataset, state)
     except KeyboardInterrupt as stop:
         kept = folder.checkpoints.load_state()  # an epoch may have been written and not yet been noted
         done = 0 if kept is None else kept.epoch
@@ -107,6 +115,9 @@ def _resumed(arguments: argparse.Namespace, console: Console) -> Trainer:
         if threads is None:
             threads = config.training.threads or began["threads"]
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, threads=threads))
+        changed = changes(began, environment())
+        if changed:
+            print(f"not as the run began, so not bit for bit as it would end: {'; '.join(changed)}", file=sys.stderr)
         dataset = load_dataset(config.data)
         return Trainer(config, dataset, folder, console_reporter(console))
 

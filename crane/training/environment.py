@@ -62,6 +62,16 @@ def operations() -> dict[str, dict[str, Any]]:
     return result
 
 
+def changes(began: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of two :func:`environment` differs that decides the bits of a result, a phrase each."""
+    pairs = [(name, began["versions"].get(name), now["versions"][name]) for name in ("crane", "torch")]
+    pairs.append(("processor", began["processor"], now["processor"]))
+    for name, choice in now["operations"].items():
+        before = began["operations"].get(name, {}).get("implementation")
+        pairs.append((f"{name} by", before, choice["implementation"]))
+    return [f"{name} {before}, now {after}" for name, before, after in pairs if before != after]
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

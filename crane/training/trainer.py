@@ -127,21 +127,21 @@ class Trainer:
             "epoch": number,
             "loss": loss,
             "parts": dict(zip(epoch.names[1:], parts, strict=True)),
-            "learning_rate": training.learning_rate * learning_rate_factor(training, number - 1, number),
+            "learning_rate": training.learning_rate * self._rate_factor(number, len(self.sampler) - 1),
             "validation": validation,
             "train_seconds": trained - started,
             "evaluate_seconds": None if validation is None else time.perf_counter() - trained,
         }
         state = self._advance(number, validation)
         self.folder.append_metrics(record)
-        self.folder.checkpoints.save(state, self.model, self.optimizer)
-        self.state = state
         if self.events is not None:
             self.events.write(record)
+        self.folder.checkpoints.save(state, self.model, self.optimizer)
+        self.state = state
         self.reporter.epoch(record, training.metric, (state.best_epoch, state.best_value))
 
     def _train(self, number: int) -> _Epoch:
-        """One pass over the training pairs; the only wait for the device is at its end."""
+        """One pass over the training pairs; losses wait for the device at its end alone."""
         self._begin(number)
         values: list[Tensor] = []
         names: tuple[str, ...] = ()
@@ -162,7 +162,7 @@ class Trainer:
     def _step(
         self, number: int, step: int, batch: tuple[Tensor, Tensor, Tensor], *, check: bool = False
     ) -> tuple[tuple[str, ...], Tensor]:
-        self._set_learning_rate(number - 1 + step / len(self.sampler), number - 1 + (step + 1) / len(self.sampler))
+        self._set_learning_rate(self._rate_factor(number, step))
         self.optimizer.zero_grad()
         loss = self.model.loss(*batch)
         loss.total.backward()  # type: ignore[no-untyped-call]
@@ -173,8 +173,11 @@ class Trainer:
         self.optimizer.step()
         return ("loss", *loss.parts), torch.stack([loss.total.detach(), *loss.parts.values()])
 
-    def _set_learning_rate(self, before: float, after: float) -> None:
-        factor = learning_rate_factor(self.config.training, before, after)
+    def _rate_factor(self, number: int, step: int) -> float:
+        before = number - 1 + step / len(self.sampler)
+        return learning_rate_factor(self.config.training, before, number - 1 + (step + 1) / len(self.sampler))
+
+    def _set_learning_rate(self, factor: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.training.learning_rate * factor * group["lr_scale"]
 

@@ -20,8 +20,8 @@
 //   spmm       A[rows] x, or the mean over each row's edges in place of their sum
 //   spmm_t     A[rows]^T grad, n_cols rows
 //   spmm_max   the largest value[e] * x[col[e]] of each of rows, and which e (the first of equals) that is, or 0 and -1
-//   sddmm      the dot products of grad[k] and x[col[e]] for each edge e of row rows[k], summed over k: 0 for other
-//   rows propagate  the mean of x, A x, ..., A^layers x, and propagate_t the product with the transpose of that matrix
+//   sddmm      the dot products of grad[k] and x[col[e]] for each edge e of row rows[k], summed over k; 0 elsewhere
+//   propagate  the mean of x, A x, ..., A^layers x, and propagate_t the product with the transpose of that matrix
 //   sort_edges edges of any order as rowptr, col, order and the number of repeated places
 //   transpose  rowptr_t, col_t and order
 STABLE_TORCH_LIBRARY(crane_kernels, m) {

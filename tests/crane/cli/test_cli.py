@@ -197,6 +197,15 @@ def test_resuming_a_finished_run_changes_nothing(crane: Crane, finished: Path) -
     assert contents() == before
 
 
+def test_ending_it_while_data_are_read_leaves_nothing(
+    crane: Crane, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crane.cli.train.load_dataset", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    result = crane("train", "--data", tiny_data, *SMALL, "--output", "run")
+    assert (result.code, result.out, result.err) == (143, "", "interrupted\n")
+    assert not Path("run").exists()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupting_says_how_to_continue(tiny_data: Path, tmp_path: Path, number: int, code: int) -> None:
     run = tmp_path / "run"
@@ -262,7 +271,28 @@ def test_evaluate_can_mask_validation_items(crane: Crane, finished: Path) -> Non
 def test_evaluate_refuses_to_mask_validation_items_at_validation(crane: Crane, finished: Path) -> None:
     result = crane("evaluate", finished, "--split", "validation", "--mask-validation")
     assert (result.code, result.out) == (2, "")
-    assert "so --split validation cannot be given with it" in result.err
+    assert "so it cannot be given with --split validation" in result.err
+
+
+def test_evaluate_looks_at_validation_until_a_run_is_finished(crane: Crane, finished: Path) -> None:
+    shutil.copytree(finished, "unfinished")
+    state = json.loads(Path("unfinished/checkpoints/state.json").read_text())
+    Path("unfinished/checkpoints/state.json").write_text(json.dumps(state | {"finished": None, "test": None}))
+    assert "validation, epoch " in crane("evaluate", "unfinished").out
+    assert "test, epoch " in crane("evaluate", "unfinished", "--split", "test").out
+    assert "test, epoch " in crane("evaluate", finished).out
+
+
+def test_resuming_elsewhere_says_what_changed(crane: Crane, finished: Path) -> None:
+    shutil.copytree(finished, "moved")
+    began = json.loads(Path("moved/environment.json").read_text())
+    began["versions"]["torch"] = "2.0"
+    began["operations"]["spmm"]["implementation"] = "another"
+    Path("moved/environment.json").write_text(json.dumps(began))
+    assert crane("train", "--resume", finished).err == ""
+    now = json.loads((finished / "environment.json").read_text())["operations"]["spmm"]["implementation"]
+    expected = f"torch 2.0, now {torch.__version__}; spmm by another, now {now}\n"
+    assert crane("train", "--resume", "moved").err.endswith(f"not bit for bit as it would end: {expected}")
 
 
 @pytest.mark.parametrize("command", [("evaluate",), ("recommend", "--users", "all")])

@@ -134,6 +134,8 @@ def test_each_step_gets_the_learning_rate_of_its_place_in_the_schedule(
     cosine = [0.5 * (1 + np.cos(np.pi * k / 8)) for k in range(8)]
     expected = [0.05 * min(1, (k + 1) / 2) * factor for k, factor in enumerate(cosine)]
     assert rates == pytest.approx(expected)
+    recorded = [record["learning_rate"] for record in trainer.folder.read_metrics(2)]
+    assert recorded == pytest.approx([expected[3] / 0.5, expected[7] / 0.5])  # of an epoch's last step
 
 
 def test_eval_every_leaves_epochs_out_but_not_the_last(
