@@ -81,8 +81,18 @@ def first_error(output: str) -> str:
         if "error:" in line:
             return line[:300]
         if line.startswith("CMake Error"):
-            return next((text for text in lines[number + 1 :] if text), line)[:300]
+            return sentence(lines[number + 1 :]) or line[:300]
     return "no message"
+
+
+def sentence(lines: list[str]) -> str:
+    """The first sentence of a message that is broken into lines."""
+    words: list[str] = []
+    for line in filter(None, lines):
+        words.append(line)
+        if line.endswith("."):
+            break
+    return " ".join(words).removesuffix(".")[:300]
 
 
 def build_libraries(work: Path, target: Path) -> dict[str, Any]:
