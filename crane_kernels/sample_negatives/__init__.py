@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 
@@ -40,17 +42,18 @@ def sample_negatives(
     checks.indices("users", users, graph.n_rows, "the rows of graph")
     checks.instance("generator", generator, np.random.Generator)
     graph = graph.coalesce()
-    _refuse_full_rows(graph, users)
-    result: Tensor = dispatch.call("sample_negatives", implementation, graph, users, generator)
+    rank = generator.integers(0, _items_left(graph, users))
+    result: Tensor = dispatch.call("sample_negatives", implementation, graph, users, rank)
     return result
 
 
-def _refuse_full_rows(graph: Graph, users: Tensor) -> None:
-    wanted = users.to(graph.device).long()
-    full = graph.rowptr[wanted + 1] - graph.rowptr[wanted] >= graph.n_cols
-    if bool(full.any()):
-        user = int(wanted[full][0])
+def _items_left(graph: Graph, users: Tensor) -> np.ndarray[Any, Any]:
+    """How many items each user has no edge to: (B,), all above zero."""
+    rowptr, rows = graph.rowptr.cpu().numpy(), users.cpu().numpy()
+    left: np.ndarray[Any, Any] = graph.n_cols - (rowptr[rows + 1] - rowptr[rows])
+    if left.min(initial=1) <= 0:
         raise ValueError(
-            f"users: found user {user}, who has interacted with every one of the {graph.n_cols} items,"
+            f"users: found user {rows[left.argmin()]}, who has interacted with every one of the {graph.n_cols} items,"
             " expected users with at least one item left"
         )
+    return left

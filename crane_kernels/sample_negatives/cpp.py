@@ -1,6 +1,8 @@
-"""``sample_negatives`` with the search for the drawn items compiled; draws and items are the reference's."""
+"""``sample_negatives`` with the search for the drawn items compiled."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +12,8 @@ from crane_kernels import extension
 from crane_kernels.graph import Graph
 
 
-def sample_negatives(graph: Graph, users: Tensor, generator: np.random.Generator) -> Tensor:
-    """One item for each of ``users``, uniform over those without an edge: (B,) int64."""
+def sample_negatives(graph: Graph, users: Tensor, rank: np.ndarray[Any, Any]) -> Tensor:
+    """The ``rank``-th item, from 0, that each of ``users`` has no edge to: (B,) int64."""
     rowptr, col = graph.rowptr.cpu().numpy(), graph.col.cpu().numpy()
     rows = users.cpu().long().contiguous().numpy()
-    rank = generator.integers(0, graph.n_cols - (rowptr[rows + 1] - rowptr[rows]))
     return torch.from_numpy(extension.host().sample_negatives(rowptr, col, rows, rank)).to(users.device)

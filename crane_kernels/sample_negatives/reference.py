@@ -1,4 +1,4 @@
-"""The meaning of ``sample_negatives`` in numpy: no loop over users, and no draw that is thrown away."""
+"""The meaning of ``sample_negatives`` in numpy."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ from crane_kernels.graph import Graph
 Array = np.ndarray[Any, Any]
 
 
-def sample_negatives(graph: Graph, users: Tensor, generator: np.random.Generator) -> Tensor:
-    """One item for each of ``users``, uniform over those without an edge: (B,) int64.
+def sample_negatives(graph: Graph, users: Tensor, rank: Array) -> Tensor:
+    """The ``rank``-th item, from 0, that each of ``users`` has no edge to: (B,) int64.
 
-    For each user a rank r is drawn, uniform in [0, I - degree), by one call of ``generator.integers``; the r-th item
-    without an edge is r plus the number of positives before it.
+    It is the rank plus the number of positives before it: no loop over users, and no draw that is thrown away.
     """
     rowptr, col, rows = (array.cpu().numpy() for array in (graph.rowptr, graph.col, users))
-    start, stop = rowptr[rows], rowptr[rows + 1]
-    rank = generator.integers(0, graph.n_cols - (stop - start))
-    return torch.from_numpy(rank + _positives_before(col, start, stop, rank)).to(users.device)
+    return torch.from_numpy(rank + _positives_before(col, rowptr[rows], rowptr[rows + 1], rank)).to(users.device)
 
 
 def _positives_before(col: Array, start: Array, stop: Array, rank: Array) -> Array:

@@ -11,16 +11,12 @@ void nth_absent(const int64_t* rowptr, const Index* col, const int64_t* rows, co
                 int64_t n) {
   for (int64_t b = 0; b < n; ++b) {
     const Index* present = col + rowptr[rows[b]];
-    // present[j] - j columns without an edge precede present[j]: how many j have at most ranks[b] of them?
-    int64_t low = 0, high = rowptr[rows[b] + 1] - rowptr[rows[b]];
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (present[middle] - middle <= ranks[b]) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
+    // present[j] - j columns without an edge precede present[j]: how many j have at most ranks[b] of them? Halved
+    // without a branch, which would be guessed wrong half of the time.
+    const auto precedes = [&](int64_t j) { return static_cast<int64_t>(present[j] - j <= ranks[b]); };
+    int64_t low = 0, length = rowptr[rows[b] + 1] - rowptr[rows[b]];
+    for (; length > 1; length -= length / 2) low += length / 2 * precedes(low + length / 2 - 1);
+    if (length == 1) low += precedes(low);
     items[b] = ranks[b] + low;
   }
 }
