@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crane_kernels import checks, dispatch, extension
+from crane_kernels import checks, dispatch, extension, triton_support
 from crane_kernels.dispatch import Implementation
 from crane_kernels.modality_attention import cpp, reference
 from crane_kernels.triton_support import autocast
@@ -14,6 +14,7 @@ AXES = ("modalities", "items")
 
 dispatch.register(
     "modality_attention",
+    triton_support.implementation("crane_kernels.modality_attention.triton", "modality_attention"),
     Implementation("cpp", cpp.modality_attention, missing=extension.missing, refuses=cpp.refuses),
     Implementation("reference", reference.modality_attention),
 )
