@@ -26,6 +26,10 @@ def row_of(n_edges: int) -> Graph:
     return Graph.from_edges(row, col, value, (3, n_edges))
 
 
+# Of rows of 64 elements, the last ones begin beyond 2^31 elements.
+MANY_ROWS = 2**25 + 64
+
+
 GRAPHS = {
     "1x1": Graph.from_edges([0], [0], [2.5], (1, 1)),
     "no edges": Graph.from_edges([], [], [], (5, 4)),

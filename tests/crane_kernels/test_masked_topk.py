@@ -138,6 +138,20 @@ def test_refusals(change, error, text):
         masked_topk(**{**arguments, **change})
 
 
+@pytest.mark.parametrize(
+    ("rowptr", "found"),
+    [([0, 3, 1, 4], "from 0 to 4"), ([1, 2, 3, 4], "from 1 to 4"), ([0, 2, 3, 5], "from 0 to 5"), ([0, 0, 0, 0], "0")],
+)
+@pytest.mark.usefixtures("compiled")
+def test_operator_refuses_row_pointers_that_do_not_fit_the_columns(rowptr, found):
+    seen = torch.tensor(rowptr), torch.arange(4, dtype=torch.int32)
+    text = f"seen_rowptr: found it .*{found}, expected it to ascend from 0 to 4, the length of seen_col$"
+    with pytest.raises(RuntimeError, match=text):
+        torch.ops.crane_kernels.masked_topk(torch.zeros(3, 2), torch.zeros(9, 2), *seen, 2)
+    with pytest.raises(RuntimeError, match="seen_rowptr: expected one entry more than users"):
+        torch.ops.crane_kernels.masked_topk(torch.zeros(7, 2), torch.zeros(9, 2), *seen, 2)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_compiles_without_graph_breaks(masked):
     user, item = tables(9, 20, 4)

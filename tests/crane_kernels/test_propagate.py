@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graphs import graphs, random_graph
+from graphs import MANY_ROWS, graphs, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -55,6 +55,17 @@ def test_rows_match_float64(name: str, layers: int, wanted: list[int]) -> None:
         grad = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
         results.append((y, *torch.autograd.grad(y, x, grad)))
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("compiled", "large_memory")
+def test_more_than_2_to_the_31_elements() -> None:
+    """Rows of a batch among so many: an offset in 32 bits would reach the same place of another row."""
+    rows = torch.tensor([0, MANY_ROWS - 1])
+    graph = Graph.from_edges([0, MANY_ROWS - 1], [2**25, 0], [2.0, 4.0], (MANY_ROWS, MANY_ROWS)).to(torch.bfloat16)
+    x = torch.empty(MANY_ROWS, 64, dtype=torch.bfloat16)  # takes memory where it is written to
+    x[[0, 2**25, MANY_ROWS - 1]] = torch.tensor([[1.0], [3.0], [5.0]], dtype=x.dtype)
+    y = propagate(graph, x, 1, rows, implementation="cpp")
+    assert torch.equal(y.float(), torch.tensor([[3.5], [4.5]]).expand(2, 64))
 
 
 @given(graphs(square=True), st.integers(0, 4), st.sampled_from([torch.float32, torch.bfloat16]), st.data())

@@ -7,7 +7,7 @@ from typing import Any
 import instruction_sets
 import pytest
 import torch
-from graphs import GRAPHS, WIDTHS, graphs, random_graph
+from graphs import GRAPHS, MANY_ROWS, WIDTHS, graphs, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -123,6 +123,23 @@ def test_half_precision_conversions_are_exact() -> None:
         found = spmm(both, torch.cat([x, other]), implementation="cpp")
         expected = (x.float() + other.float()).to(dtype)
         assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+@pytest.mark.usefixtures("compiled", "large_memory")
+def test_more_than_2_to_the_31_elements() -> None:
+    """Gathered from, and written as a gradient: an offset in 32 bits would reach the same place of another row."""
+    columns = torch.tensor([0, 2**25, MANY_ROWS - 1])
+    graph = Graph.from_edges([0, 1, 1], columns, [1.0, 2.0, 4.0], (2, MANY_ROWS)).to(torch.bfloat16)
+    x = torch.empty(MANY_ROWS, 64, dtype=torch.bfloat16)  # takes memory where it is written to
+    x[columns] = torch.tensor([[1.0], [3.0], [5.0]], dtype=x.dtype)
+    x.requires_grad_()
+    y = spmm(graph, x, implementation="cpp")
+    assert torch.equal(y[:, 0].float(), torch.tensor([1.0, 26.0]))
+    assert bool((y == y[:, :1]).all())
+    (grad,) = torch.autograd.grad(y, x, torch.tensor([[1.0], [10.0]], dtype=y.dtype).expand(2, 64))
+    assert torch.equal(grad[columns].float(), torch.tensor([[1.0], [20.0], [40.0]]).expand(3, 64))
+    assert not grad[1:64].any()
+    assert not grad[2**25 + 1 : -1].any()
 
 
 @instruction_sets.unless_named
