@@ -162,21 +162,13 @@ def _where(item: pytest.Item) -> dict[str, str]:
 
 
 @pytest.fixture
-def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, quick: bool) -> Callable[..., None]:
+def compare(measure: Measure, benchmark: BenchmarkFixture, dataset: Dataset, quick: bool) -> Callable[..., None]:
     """Time ours against one baseline, turn by turn, and require a ratio of the medians."""
 
-    def run(baseline: Callable[[], object], ours: Callable[[], object], at_least: float, rounds: int = 5) -> None:
-        measure = Measure(benchmark, "cpu", quick, _where(request.node))
-        measure(
-            ours,
-            {"baseline": baseline},
-            size=1,
-            unit="",
-            case=request.node.name,
-            agree=anything,
-            rounds=1 if quick else rounds,
-        )
-        assert quick or benchmark.extra_info["peers"]["baseline"]["ratio"] >= at_least
+    def run(ours: Callable[[], object], peer: str, baseline: Callable[[], object], at_least: float, case: str) -> None:
+        size, rounds = len(dataset.train), 1 if quick else 7
+        measure(ours, {peer: baseline}, size=size, unit="interactions", case=case, agree=anything, rounds=rounds)
+        assert quick or benchmark.extra_info["peers"][peer]["ratio"] >= at_least
 
     return run
 

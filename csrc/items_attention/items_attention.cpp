@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
+#include <memory>
 
 #include "common/parallel.h"
 #include "items_attention/kernel.h"
@@ -62,8 +62,8 @@ std::tuple<Tensor, Tensor> items_attention(const Tensor& query_in, const Tensor&
     ItemsAttentionArgs args{queries(slice), keys(slice), values(slice), n, width, 1 / std::sqrt(float(width))};
     args.output = out + slice * n * width;
     args.log_sum = sum + slice * n;
-    std::vector<float> scratch(kernel.scratch(n, width));
-    kernel.forward(args, begin, end, scratch.data());
+    const auto scratch = std::make_unique_for_overwrite<float[]>(kernel.scratch(n, width));
+    kernel.forward(args, begin, end, scratch.get());
   });
   return {output, log_sum};
 }
@@ -84,28 +84,21 @@ std::tuple<Tensor, Tensor, Tensor> items_attention_backward(const Tensor& grad_i
   float* into = grad_query.mutable_data_ptr<float>();
   const float *out = output.const_data_ptr<float>(), *sum = log_sum.const_data_ptr<float>();
   const int64_t size = kernel.sums(n, width);
-  std::vector<float> sums(batch * heads * kChunks * size);
+  const auto sums = std::make_unique_for_overwrite<float[]>(batch * heads * kChunks * size);
   for_chunks(batch * heads, n, [&](int64_t slice, int64_t chunk, int64_t begin, int64_t end) {
     ItemsAttentionArgs args{queries(slice), keys(slice), values(slice), n, width, 1 / std::sqrt(float(width))};
     args.output = const_cast<float*>(out) + slice * n * width;
     args.log_sum = const_cast<float*>(sum) + slice * n;
     args.grad = grads(slice);
     args.grad_query = into + slice * n * width;
-    std::vector<float> scratch(kernel.scratch(n, width));
-    kernel.backward(args, begin, end, scratch.data(), sums.data() + (slice * kChunks + chunk) * size);
+    const auto scratch = std::make_unique_for_overwrite<float[]>(kernel.scratch(n, width));
+    kernel.backward(args, begin, end, scratch.get(), sums.get() + (slice * kChunks + chunk) * size);
   });
   float* results[] = {grad_key.mutable_data_ptr<float>(), grad_value.mutable_data_ptr<float>()};
   parallel_tasks(2 * batch * heads, [&](int64_t task) {
     const int64_t slice = task / 2, which = task % 2;
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t c = 0; c < width; ++c) {
-        float total = 0;
-        for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
-          total += kernel.sum_row(sums.data() + (slice * kChunks + chunk) * size, n, width, int(which), i)[c];
-        }
-        results[which][(slice * n + i) * width + c] = total;
-      }
-    }
+    kernel.total(sums.get() + slice * kChunks * size, kChunks, n, width, int(which),
+                 results[which] + slice * n * width);
   });
   return {grad_query, grad_key, grad_value};
 }

@@ -8,7 +8,7 @@
 namespace crane {
 
 // Query, key and value: (batch, heads, n, width) float32. Returns the result of that shape, and (batch, heads, n), the
-// logarithms of the sums of exponentials of the scores.
+// logarithms to base 2 of the sums of exponentials of the scores.
 std::tuple<Tensor, Tensor> items_attention(const Tensor& query, const Tensor& key, const Tensor& value);
 
 // The gradients of query, key and value.

@@ -1,6 +1,7 @@
 // A few queries meet the keys a block at a time: scores, exponentials and their products with the values never leave
 // the cache. Keys are packed so that neighbouring ones are the lanes of a vector. Backward finds the same scores again;
-// the logarithm of the sum of exponentials is all that it needs of forward. Compiled once for each instruction set.
+// the logarithm of the sum of exponentials is all that it needs of forward. Scores are in units of ln 2, so that powers
+// of two give their exponentials. Compiled once for each instruction set.
 #include "items_attention/kernel.h"
 
 #include <cmath>
@@ -15,6 +16,7 @@ namespace {
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(float));
 constexpr int kPanel = 2 * kLanes;  // keys whose scores are found together
 constexpr int64_t kBlock = 512;     // keys of a block, a multiple of kPanel
+constexpr float kLog2E = 1.44269504088896340736f;
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kQueries = 8;
 #else
@@ -142,8 +144,21 @@ int64_t scratch(int64_t n, int64_t width) {
 
 int64_t sums(int64_t n, int64_t width) { return 2 * padded_rows(n) * padded_width(width); }
 
-const float* sum_row(const float* sums, int64_t n, int64_t width, int which, int64_t i) {
-  return sums + (which * padded_rows(n) + i) * padded_width(width);
+void total(const float* sums, int64_t chunks, int64_t n, int64_t width, int which, float* out) {
+  const int64_t padded = padded_width(width), size = padded_rows(n) * padded;
+  const float factor =
+      which == 0 ? 1 / kLog2E : 1;  // the queries that the keys' gradients are sums of are in units of ln 2
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t c = 0; c < padded; c += kLanes) {
+      Floats sum = {};
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        sum += Vector::load(sums + (2 * chunk + which) * size + i * padded + c);
+      }
+      sum *= factor;
+      const int64_t kept = width - c < kLanes ? width - c : kLanes;
+      __builtin_memcpy(out + i * width + c, &sum, kept * sizeof(float));
+    }
+  }
 }
 
 void forward(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float* scratch) {
@@ -153,7 +168,7 @@ void forward(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float* 
   pack_panels(args.key, n, width, parts.key_panels);
   pack_rows(args.value, 0, n, rows, width, 1.0f, values);
   for (int64_t first = begin; first < end; first += kQueries) {
-    pack_rows(args.query, first, end, kQueries, width, args.scale, parts.query);
+    pack_rows(args.query, first, end, kQueries, width, args.scale * kLog2E, parts.query);
     float largest[kQueries], sum[kQueries] = {}, factor[kQueries];
     for (float& x : largest) x = -INFINITY;
     for (int64_t i = 0; i < kQueries * padded; ++i) parts.result[i] = 0;
@@ -170,10 +185,10 @@ void forward(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float* 
         }
         const float now = largest_of(above), before = largest[r];
         largest[r] = now > before ? now : before;
-        factor[r] = std::exp(before - largest[r]);
+        factor[r] = std::exp2(before - largest[r]);
         Floats added = {};
         for (int64_t j = 0; j < keys; j += kLanes) {
-          const Floats weight = exponential<float, kLanes>(Vector::load(scores + j) - largest[r]);
+          const Floats weight = exponential2<kLanes>(Vector::load(scores + j) - largest[r]);
           Vector::store(scores + j, weight);
           added += weight;
         }
@@ -183,7 +198,7 @@ void forward(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float* 
     }
     for (int r = 0; r < kQueries && first + r < end; ++r) {
       for (int64_t c = 0; c < width; ++c) args.output[(first + r) * width + c] = parts.result[r * padded + c] / sum[r];
-      args.log_sum[first + r] = largest[r] + std::log(sum[r]);
+      args.log_sum[first + r] = largest[r] + std::log2(sum[r]);
     }
   }
 }
@@ -195,10 +210,11 @@ void backward(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float*
   pack_panels(args.value, n, width, parts.value_panels);
   pack_rows(args.key, 0, n, rows, width, 1.0f, parts.key_rows);
   float *grad_key = sums, *grad_value = sums + rows * padded;
+  for (int64_t i = 0; i < 2 * rows * padded; ++i) sums[i] = 0;
   float ones[kQueries];
   for (float& x : ones) x = 1;
   for (int64_t first = begin; first < end; first += kQueries) {
-    pack_rows(args.query, first, end, kQueries, width, args.scale, parts.query);
+    pack_rows(args.query, first, end, kQueries, width, args.scale * kLog2E, parts.query);
     pack_rows(args.grad, first, end, kQueries, width, 1.0f, parts.grad);
     float log_sum[kQueries] = {}, shared[kQueries] = {};  // shared: the gradient that all weights of a query share
     for (int r = 0; r < kQueries && first + r < end; ++r) {
@@ -214,7 +230,7 @@ void backward(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float*
       for (int r = 0; r < kQueries; ++r) {
         float *scores = parts.scores + r * kBlock, *grads = parts.grad_scores + r * kBlock;
         for (int64_t j = 0; j < keys; j += kLanes) {
-          const Floats weight = exponential<float, kLanes>(Vector::load(scores + j) - log_sum[r]);
+          const Floats weight = exponential2<kLanes>(Vector::load(scores + j) - log_sum[r]);
           Vector::store(scores + j, weight);
           Vector::store(grads + j, weight * (Vector::load(grads + j) - shared[r]));
         }
@@ -237,7 +253,7 @@ void backward(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float*
 }  // namespace
 
 const ItemsAttentionTable& items_attention_table() {
-  static constexpr ItemsAttentionTable kTable = {scratch, sums, forward, backward, sum_row};
+  static constexpr ItemsAttentionTable kTable = {scratch, sums, forward, backward, total};
   return kTable;
 }
 

@@ -20,7 +20,8 @@ struct ItemsAttentionArgs {
   int64_t n;  // queries, and keys
   int64_t width;
   float scale;  // of the scores
-  // Dense n x width, and n: the logarithm of the sum of exponentials of a query's scores. Forward writes them.
+  // What forward writes, dense n x width, and n: the logarithm to base 2 of the sum of exponentials of a query's
+  // scores.
   float* output = nullptr;
   float* log_sum = nullptr;
   // Backward.
@@ -35,10 +36,10 @@ struct ItemsAttentionTable {
   int64_t (*sums)(int64_t n, int64_t width);
   // For the queries [begin, end).
   void (*forward)(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float* scratch);
-  // The same; sums holds zeros or what earlier queries added.
+  // The same; writes to `sums` what these queries add to the gradients of keys and values.
   void (*backward)(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float* scratch, float* sums);
-  // Row i of the sums of the keys (0) or of the values (1).
-  const float* (*sum_row)(const float* sums, int64_t n, int64_t width, int which, int64_t i);
+  // The gradients of the keys (which = 0) or of the values (1), dense n x width, of `chunks` sums after each other.
+  void (*total)(const float* sums, int64_t chunks, int64_t n, int64_t width, int which, float* out);
 };
 
 CRANE_KERNEL_TABLE(ItemsAttentionTable, items_attention_table)
