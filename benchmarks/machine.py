@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 
 WIDTH = 64  # of a gathered row
-TABLES = (2**21, 2**23, 2**25, 2**26, 2**28)  # bytes
+SIZES = tuple(2**n for n in range(20, 30))  # bytes: from what a core's own cache holds to what no cache does
 
 
 @dataclass(frozen=True)
@@ -18,19 +18,22 @@ class Limits:
     """Rates of one device, in float32.
 
     Attributes:
-        stream: bytes a second of a copy, read and written ones counted.
+        stream: bytes a second of a copy between arrays that no cache holds, read and written ones counted.
+        copies: the same by the bytes read and written, few of which a cache holds.
         gather: bytes a second of random rows of 64 numbers, read and summed, by the bytes of their table.
         matmul: floating-point operations a second of a square product.
     """
 
     stream: float
+    copies: dict[int, float]
     gather: dict[int, float]
     matmul: float
 
-    def gather_from(self, table: int) -> float:
-        """The rate for a table of that many bytes: that of the next larger one measured."""
-        fitting = [size for size in self.gather if size >= table]
-        return self.gather[min(fitting, default=max(self.gather))]
+
+def rate_of(rates: dict[int, float], size: int) -> float:
+    """The rate for so many bytes: that of the next larger size measured."""
+    fitting = [measured for measured in rates if measured >= size]
+    return rates[min(fitting, default=max(rates))]
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Work:
 
     def _times(self, limits: Limits) -> dict[str, float]:
         return {
-            "stream": self.bytes / limits.stream,
-            "gather": self.gathered / limits.gather_from(self.table),
+            "stream": self.bytes / rate_of(limits.copies, self.bytes),
+            "gather": self.gathered / rate_of(limits.gather, self.table),
             "matmul": self.flops / limits.matmul,
         }
 
@@ -87,23 +90,32 @@ def seconds(run: Callable[[], object], device: str, calls: int = 1) -> float:
     return start.elapsed_time(end) / 1e3 / calls
 
 
-@lru_cache
 def limits(device: str, quick: bool) -> Limits:
-    """Measure a device with the threads torch has now: the best of several turns of each."""
+    """Measure a device with the threads torch has now, once: the best of several turns of each."""
+    return _limits(device, quick, torch.get_num_threads())
+
+
+@lru_cache
+def _limits(device: str, quick: bool, _threads: int) -> Limits:
     turns = 2 if quick else 5
     source = torch.ones(2**26, device=device)  # 256 MiB
     target = torch.empty_like(source)
     side = torch.empty(2048, 2048, device=device).normal_()
 
-    def best(run: Callable[[], object]) -> float:
-        return min(seconds(run, device) for _ in range(turns + 1))
+    def best(run: Callable[[], object], calls: int = 1) -> float:
+        return min(seconds(run, device, calls) for _ in range(turns + 1))
 
-    def gather(table: torch.Tensor) -> float:
-        # A bag of 64 rows at a time is summed in registers: nothing but the rows and their indices is read.
-        index = torch.randint(len(table), (4096, 64), device=device)
+    def copy(size: int) -> float:
+        half = size // 2 // source.element_size()
+        return size / best(lambda: target[:half].copy_(source[:half]), max(1, SIZES[-4] // size))
+
+    def gather(size: int) -> float:
+        # A bag of 256 rows at a time is summed in registers: nothing but the rows and their indices is read.
+        table = source[: size // source.element_size()].view(-1, WIDTH)
+        index = torch.randint(len(table), (1024, 256), device=device, dtype=torch.int32)
         read = index.numel() * WIDTH * table.element_size()
         return read / best(lambda: torch.nn.functional.embedding_bag(index, table, mode="sum"))
 
-    copied = 2 * source.nbytes / best(lambda: target.copy_(source))
-    gathered = {size: gather(source[: size // 4].view(-1, WIDTH)) for size in TABLES}
-    return Limits(copied, gathered, 2 * len(side) ** 3 / best(lambda: side @ side))
+    copies = {size: copy(size) for size in SIZES}
+    gathered = {size: gather(size) for size in SIZES[:-1]}
+    return Limits(copies[SIZES[-1]], copies, gathered, 2 * len(side) ** 3 / best(lambda: side @ side))
