@@ -34,6 +34,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         _sync(path.parent, os.O_RDONLY)
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of UTF-8 text, with or without a byte order mark, each up to a line feed, a carriage return or both.
+
+    Nothing else ends a line, unlike for ``str.splitlines``: ids may hold U+2028 and its like.
+    """
+    return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

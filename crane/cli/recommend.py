@@ -12,6 +12,7 @@ from rich.console import Console
 from crane.cli.errors import user_errors
 from crane.cli.tables import plain_table
 from crane.console import say
+from crane.files import read_lines
 from crane.recommend import check_table_path, load, save_table
 from crane.training.environment import operations
 
@@ -51,7 +52,7 @@ def _read_users(text: str) -> list[str] | Literal["all"]:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return read_lines(path)
     except OSError as error:
         raise ValueError(f"users: the file {str(path)!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from crane.data.config import DataConfig, InvalidFeatures
 from crane.data.table import Column, Source, to_identifiers
+from crane.files import read_lines
 
 SUFFIX = "_feat.npy"
 _NPY_MAGIC = b"\x93NUMPY"
@@ -95,7 +96,8 @@ def read_npy(path: Path, invalid: InvalidFeatures, ids: np.ndarray | None = None
         )
     if ids is not None and len(ids) != len(matrix):
         raise ValueError(f"{path} has {len(matrix)} rows, expected {len(ids)}, one for each id")
-    return _checked(Source(path, None), matrix, invalid, np.arange(len(matrix)) if ids is None else ids)
+    rows = np.arange(len(matrix))
+    return _checked(Source(path, None), matrix, rows >= 0, invalid, rows if ids is None else ids)
 
 
 def _check_npy(path: Path) -> None:
@@ -120,8 +122,10 @@ def _check_npy(path: Path) -> None:
         raise ValueError(f"{found:,} bytes follow its header, which is of {dtype} {shape}, {expected:,} bytes")
 
 
-def _checked(source: Source, matrix: np.ndarray, invalid: InvalidFeatures, ids: np.ndarray) -> Features:
-    """Convert to float32 and look for NaN and infinity.
+def _checked(
+    source: Source, matrix: np.ndarray, present: np.ndarray, invalid: InvalidFeatures, ids: np.ndarray
+) -> Features:
+    """Convert to float32 and look for NaN and infinity in the rows that are ``present``; the others hold zeros.
 
     Raises:
         ValueError: a row is invalid and ``invalid`` is ``"refuse"``, or no row is valid.
@@ -129,7 +133,7 @@ def _checked(source: Source, matrix: np.ndarray, invalid: InvalidFeatures, ids: 
     with np.errstate(over="ignore"):
         matrix = np.ascontiguousarray(matrix, dtype=np.float32)
     finite = np.isfinite(matrix).all(axis=1)
-    if not finite.any():
+    if not (finite & present).any():
         raise ValueError(f"{source.path}: every row of the features holds NaN or infinity, expected finite numbers")
     if not finite.all() and invalid == "refuse":
         row = int(np.argmin(finite))
@@ -137,7 +141,7 @@ def _checked(source: Source, matrix: np.ndarray, invalid: InvalidFeatures, ids: 
         raise ValueError(
             f"{source.place(row)} (item {ids[row]}): value {column + 1} is {matrix[row, column]}, {_FINITE}"
         )
-    return Features(source.path, matrix, finite, ids)
+    return Features(source.path, matrix, finite & present, ids)
 
 
 def read_list_column(column: Column, ids: np.ndarray, invalid: InvalidFeatures) -> Features:
@@ -176,8 +180,7 @@ def read_list_column(column: Column, ids: np.ndarray, invalid: InvalidFeatures) 
             f"value {null % width + 1} of {column.name} is null, {_FINITE}"
         )
     matrix[present] = _numbers(column, flat, np.flatnonzero(present), width).reshape(-1, width)
-    read = _checked(column.source, matrix, invalid, ids)
-    return replace(read, present=read.present & present)
+    return _checked(column.source, matrix, present, invalid, ids)
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -206,11 +209,13 @@ def _numbers(column: Column, flat: pa.Array, rows: np.ndarray, width: int) -> np
 def read_ids(path: Path) -> np.ndarray:
     """Read item ids from a text file, one a line, no header: line n is row n of the features.
 
+    Spaces around an id are no part of it, as in tables of text.
+
     Raises:
         ValueError: the file is not UTF-8, or a line is empty, holds a NUL byte or repeats an id.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        lines = [line.strip() for line in read_lines(path)]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text, expected one item id a line") from error
     for number, line in enumerate(lines, start=1):

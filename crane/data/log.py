@@ -136,8 +136,9 @@ def _positions(catalogue: np.ndarray, ids: np.ndarray) -> np.ndarray:
 def _align(read: Features, item_ids: np.ndarray, log: Log) -> tuple[np.ndarray, int]:
     """The modality's matrix with one row for each of ``item_ids``, and how many rows are the mean."""
     if not (_positions(log.item_ids, read.ids[read.present]) >= 0).any():
+        known = read.ids[np.argmax(read.present)]
         raise ValueError(
-            f"{read.path} has features of items such as {read.ids[0]}, none of which is in {log.source.path}, "
+            f"{read.path} has features of items such as {known}, none of which is in {log.source.path}, "
             f"which has items such as {log.item_ids[0]}"
         )
     return read.filled(_positions(item_ids, read.ids), len(item_ids))

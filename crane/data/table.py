@@ -18,7 +18,12 @@ import pyarrow.parquet as pq
 # Integers as people write them: anything else ("007", "1.0", "+1") is a name and is kept as text.
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _SHOWN = 80  # characters of a refused value
+_BLOCK = 1 << 20  # bytes that are parsed at once; a row must not be longer
+_LARGEST_BLOCK = 2**31 - 1
+csv.field_size_limit(_LARGEST_BLOCK)  # its own, 131,072 characters, would hide what is wrong with a row
 PARQUET_SUFFIXES = (".parquet", ".pq")
+# What text may be read as where times are wanted, in this order: microseconds reach further than nanoseconds.
+_TIMES = (pa.float64(), *(pa.timestamp(unit, tz=zone) for zone in (None, "UTC") for unit in ("us", "ns")))
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Source:
 
     @classmethod
     def of(cls, path: Path) -> Source:
-        """The source at ``path``, told by its suffix: Parquet, quoted CSV, or tab-separated as it stands."""
+        """The source at ``path``, told by its suffix: Parquet, CSV with quotes, or tab-separated without."""
         suffix = path.suffix.lower()
         if suffix in PARQUET_SUFFIXES:
             return cls(path, None)
@@ -56,7 +61,7 @@ class Source:
         if self.delimiter is None:
             names = list(_parquet(self).schema_arrow.names)
         else:
-            names = [name.strip() if self.quoted else name for name in self._first_record()]
+            names = [name.strip() for name in self._first_record()]
         if not names:
             raise ValueError(f"{self.path} is empty, expected a header and rows")
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -65,7 +70,7 @@ class Source:
         return names
 
     def read(self, names: list[str]) -> dict[str, Column]:
-        """Read the named columns; text files give text (CSV without the spaces around it), Parquet its own types.
+        """Read the named columns; text files give text without the spaces around it, Parquet its own types.
 
         Raises:
             ValueError: a column is missing or wanted twice, a line has another number of fields than the header
@@ -96,15 +101,10 @@ class Source:
         written = dict(zip(header, self._first_record(), strict=True))
         columns = [written[name] for name in names]
         try:
-            table = pa_csv.read_csv(
-                self.path,
-                parse_options=pa_csv.ParseOptions(
-                    delimiter=self.delimiter, quote_char='"' if self.quoted else False, ignore_empty_lines=True
-                ),
-                convert_options=pa_csv.ConvertOptions(
-                    column_types=dict.fromkeys(columns, pa.string()), include_columns=columns
-                ),
-            )
+            try:
+                table = self._parse(columns, _BLOCK)
+            except pa.ArrowInvalid:  # perhaps for a row longer than a block
+                table = self._parse(columns, min(self.path.stat().st_size + 1, _LARGEST_BLOCK))
         except pa.ArrowInvalid as error:
             for line, fields in self._records():
                 if len(fields) != len(header):
@@ -112,10 +112,24 @@ class Source:
                         f"{self.path} line {line}: found {len(fields)} fields, expected {len(header)}"
                     ) from error
             raise ValueError(f"{self.path} cannot be read: {_first_line(error)}") from error
-        table = table.rename_columns(names)
-        if not self.quoted:
-            return table
-        return pa.table({name: pc.utf8_trim_whitespace(table.column(name)) for name in names})
+        trimmed = (pc.utf8_trim_whitespace(column) for column in table.columns)
+        return pa.table(dict(zip(names, trimmed, strict=True)))
+
+    def _parse(self, columns: list[str], block_size: int) -> pa.Table:
+        """The columns of a text file, by the names that stand in it."""
+        return pa_csv.read_csv(
+            self.path,
+            read_options=pa_csv.ReadOptions(block_size=block_size),
+            parse_options=pa_csv.ParseOptions(
+                delimiter=self.delimiter,
+                quote_char='"' if self.quoted else False,
+                newlines_in_values=self.quoted,
+                ignore_empty_lines=True,
+            ),
+            convert_options=pa_csv.ConvertOptions(
+                column_types=dict.fromkeys(columns, pa.string()), include_columns=columns
+            ),
+        )
 
     def _first_record(self) -> list[str]:
         return next((fields for _, fields in self._records()), [])
@@ -192,32 +206,32 @@ class Column:
             return self.values.cast(pa.timestamp("ms"))
         if not pa.types.is_string(kind):
             raise ValueError(f"{self.source.path}: column {self.name!r} is {kind}, expected numbers, dates or times")
-        for target in (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
-            try:
-                return self.values.cast(target)
-            except pa.ArrowException:
-                continue
+        for target in (pa.int64(), *_TIMES):
+            if (times := _cast(self.values, target)) is not None:
+                return times
         row, before = self._first_odd_time()
         expected = "a number or an ISO 8601 date and time"
-        if before is not None:
-            zone = ("out" if before.tz is None else "") if pa.types.is_timestamp(before) else None
-            expected += ", as the rows before" if zone is None else f", with{zone} a time zone as the rows before"
+        if before is not None and pa.types.is_timestamp(before):
+            kinds = [kind for kind in _TIMES if pa.types.is_timestamp(kind) and kind.tz == before.tz]
+            if any(_cast(self.values[row : row + 1], kind) is not None for kind in kinds):
+                expected += ", from 1678 to 2261 where times in the column have nanoseconds"
+            else:
+                expected += f", with{'out' if before.tz is None else ''} a time zone as the rows before"
+        elif before is not None:
+            expected += ", as the rows before"
         raise self.refusal(row, expected)
 
     def _first_odd_time(self) -> tuple[int, pa.DataType | None]:
         """The first row that cannot be read as the rows before it, and as what those can (None: it is the first)."""
-        for kind in (pa.float64(), pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
+        most, what = 0, None
+        for kind in _TIMES:
             good, bad = 0, len(self.values)
             while bad - good > 1:
                 middle = (good + bad) // 2
-                try:
-                    self.values[:middle].cast(kind)
-                    good = middle
-                except pa.ArrowException:
-                    bad = middle
-            if good:
-                return good, kind
-        return 0, None
+                good, bad = (good, middle) if _cast(self.values[:middle], kind) is None else (middle, bad)
+            if good > most:
+                most, what = good, kind
+        return most, what
 
     def identifiers(self) -> tuple[np.ndarray, np.ndarray]:
         """The distinct ids, sorted, and for every row its index among them.
@@ -264,6 +278,14 @@ def to_identifiers(labels: pa.Array | list[str]) -> np.ndarray:
     if pc.all(pc.match_substring_regex(array, _INTEGER), min_count=0).as_py():
         return np.asarray(array.cast(pa.int64()))
     return _texts(array)
+
+
+def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array | None:
+    """``array`` as ``kind``, or ``None`` where it holds something else."""
+    try:
+        return array.cast(kind)
+    except pa.ArrowException:
+        return None
 
 
 def _texts(array: pa.Array) -> np.ndarray:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from crane import load, load_dataset
 from crane.cli import main
+from crane.cli.recommend import _read_users
 from crane.config import RunConfig
 from crane.models import MODELS, LightGCN, Loss
 from crane.training.folder import RunFolder
@@ -346,6 +347,8 @@ def test_recommend_reads_users_from_a_file(crane: Crane, finished: Path) -> None
     result = crane("recommend", finished, "--users", "@users.txt", "--k", "1", "--output", "out.csv")
     assert result.code == 0
     assert pyarrow.csv.read_csv("out.csv")["user"].to_pylist() == ["u1", "u2"]
+    Path("users.txt").write_bytes("u1\r\nu\u20282\ru\x0b3\nu2".encode())  # ids may hold what ends no line of a file
+    assert _read_users("@users.txt") == ["u1", "u\u20282", "u\x0b3", "u2"]
 
 
 @pytest.mark.parametrize(

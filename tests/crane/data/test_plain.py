@@ -214,6 +214,8 @@ def test_refuses_times(tmp_path, times, fragment, refused):
         (["1", "2024-01-01"], "time, as the rows before"),
         (["2024-01-01", "2024-01-02T00:00:00Z"], ", without a time zone as the rows before"),
         (["2024-01-01T00:00:00Z", "2024-01-02"], ", with a time zone as the rows before"),
+        (["2024-01-01", "2024-01-01 10:00:00.123456789", "2024-01-02T00:00:00Z"], ", without a time zone as .* before"),
+        (["2300-01-01", "2024-01-01 10:00:00.123456789"], "from 1678 to 2261 where times in the column .* nanoseconds"),
     ],
 )
 def test_refused_times_say_what_the_rows_before_are(tmp_path, times, end):
@@ -333,6 +335,52 @@ def test_spaces_around_the_values_of_a_csv_file_are_no_part_of_them(tmp_path):
     data = load(write_csv(tmp_path, "user, item , note", "u, 1, x", "u ,2, y", '" v ",3,', "w,3 , z z"))
     assert data.user_ids.tolist() == ["u", "v", "w"]
     assert data.item_ids.tolist() == [1, 2, 3]
+
+
+def test_spaces_around_ids_are_no_part_of_them_in_any_text(tmp_path):
+    (tmp_path / "item_ids.txt").write_text("i1 \n i 2\n")
+    np.save(tmp_path / "image_feat.npy", np.array([[1.0], [2.0]], dtype=np.float32))
+    for name, lines in (("a.csv", ["user,item", "u, i1", "u,i 2 "]), ("b.tsv", ["user\titem", "u \t i1", "u\ti 2"])):
+        data = load(write_csv(tmp_path, *lines, name=name))
+        assert data.user_ids.tolist() == ["u"]
+        assert data.item_ids.tolist() == ["i 2", "i1"]
+        assert data.features["image"].tolist() == [[2.0], [1.0]]
+
+
+TITLE = '"Good\nsize, colour, ""fine"" shoe"'
+
+
+def test_line_breaks_in_a_large_file_are_no_ends_of_rows(tmp_path, refused):
+    """The file is read in blocks of 1 MB; the longest value here has 3 MB."""
+    rows = [f"u{n % 7000},i{n % 907},{TITLE}" for n in range(40_000)]
+    rows.insert(30_000, 'v,w,"' + "x\na,b,c\n" * 400_000 + '"')
+    path = write_csv(tmp_path, "user,item,title", *rows)
+    assert path.stat().st_size > 4 * 2**20
+    assert pairs(load(path)) == {("v", "w"), *((f"u{n % 7000}", f"i{n % 907}") for n in range(40_000))}
+    write_csv(tmp_path, "user,item,title", *rows, '"u\n1",i,x')
+    line = 2 + 2 * 40_000 + 800_001
+    refused(path, f"line {line}: user is 'u\\n1', expected an id without line breaks")
+    write_csv(tmp_path, "user,item,title", *rows, "u,i")
+    refused(path, f"line {line}: found 2 fields, expected 3")
+
+
+def test_times_may_have_nanoseconds(tmp_path):
+    for zone in ("", "Z"):
+        times = [f"2020-01-01T10:00:00{fraction}{zone}" for fraction in (".123456789", ".123456781", ".123456785", "")]
+        path = write_csv(tmp_path, "user,item,timestamp", *(f"u,{n},{time}" for n, time in enumerate(times)))
+        data = load(path, split="time", ratios=(2, 1, 1))
+        assert pairs(data, "test") == {("u", 0)}
+        assert pairs(data, "validation") == {("u", 2)}
+
+
+def test_features_that_are_all_invalid_or_empty_are_refused(tmp_path, refused):
+    path = write_csv(tmp_path, "user,item", "u,1", "u,2", "u,3")
+    columns = {"item": [1, 2, 3], "image": [[np.nan, 1.0], [1.0, np.nan], None]}
+    pq.write_table(pa.table(columns), tmp_path / "items.parquet")
+    refused(path, "items.parquet: every row of the features holds NaN or infinity", invalid_features="mean")
+    columns = {"item": [1, 2, 9], "image": [None, None, [1.0, 2.0]]}
+    pq.write_table(pa.table(columns), tmp_path / "items.parquet")
+    refused(path, "items.parquet has features of items such as 9, none of which is in")
 
 
 def test_suffixes_in_capitals_are_the_same(tmp_path):
