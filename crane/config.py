@@ -32,7 +32,6 @@ from crane.evaluation import KS, METRICS
 from crane.files import write_text
 
 MAX_THREADS = 1024
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$")  # YAML 1.1 reads 1e-3 as text; people mean a number
 
 
 class _Text(str):
@@ -231,7 +230,7 @@ class RunConfig:
 
     def save(self, path: Path) -> None:
         """Write the configuration as YAML, atomically."""
-        write_text(path, yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True))
+        write_text(path, yaml.dump(self.to_mapping(), Dumper=_Writer, sort_keys=False, allow_unicode=True))
 
     @classmethod
     def load(cls, path: Path) -> RunConfig:
@@ -244,7 +243,37 @@ class RunConfig:
         return cls.from_mapping(read_yaml(path))
 
 
-class _DistinctKeys(yaml.SafeLoader):
+# Numbers as YAML 1.2 has them (its core schema): 010 is ten, 1e-3 a number, and 1:30 and 2020-01-01 are text.
+_INTEGER = re.compile(r"[-+]?[0-9]+$|0o[0-7]+$|0x[0-9a-fA-F]+$")
+_FLOAT = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"  # after integers
+)
+_UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+
+
+class _Reader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, with the numbers of YAML 1.2."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
+class _Writer(yaml.SafeDumper):
+    """Quotes text that would be read as a number by either version of YAML."""
+
+
+_Reader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("int", "float", "timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind in (_Reader, _Writer):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456789"))
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Reader.add_constructor("tag:yaml.org,2002:int", _Reader.construct_yaml_int)
+
+
+class _DistinctKeys(_Reader):
     """Refuses a key that stands twice in a mapping, of which YAML's own loader takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -267,10 +296,10 @@ def read_yaml(path: Path, *, repeated_keys: bool = False) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, yaml.SafeLoader if repeated_keys else _DistinctKeys)
+        content = yaml.load(text, _Reader if repeated_keys else _DistinctKeys)
     except OSError as error:
         raise ValueError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
         raise ValueError(f"the configuration {path} is not valid YAML: {reason}") from error
     if content is None:
@@ -340,7 +369,10 @@ def _build(cls: type[Any], content: Mapping[str, Any], path: str) -> Any:
     try:
         return cls(**values)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        if str(error).startswith(f"{path}."):
+            raise
+        joint = "." if str(error).split(" ", 1)[0] in names else ": "
+        raise ValueError(f"{path}{joint}{error}") from error
 
 
 def _refuse_unknown(content: Mapping[str, Any], names: Sequence[str], path: str) -> None:
@@ -417,21 +449,26 @@ def _convert_scalar(value: Any, kind: Any, path: str) -> Any:
     if kind is str and isinstance(value, str):
         return str(value)
     content = _parsed(value)
-    if kind is float and isinstance(content, str) and _NUMBER.match(content):
-        content = float(content)
     if kind is float and isinstance(content, int) and not isinstance(content, bool):
-        content = float(content)
+        content = _as_float(content)
     if type(content) is not kind:
         raise _wrong_type(path, _hint_name(kind), content)
     return content
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _parsed(value: Any) -> Any:
     if not isinstance(value, _Text):
         return value
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
+        return yaml.load(value, _Reader)
+    except _UNREADABLE:
         return str(value)
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -58,6 +59,13 @@ def test_training_defaults_lie_between_the_dataclass_and_what_is_given() -> None
     ("setting", "name", "expected"),
     [
         ("model.width=12", "width", 12),
+        ("model.width=010", "width", 10),
+        ("model.width=0o10", "width", 8),
+        ("model.width=0xff", "width", 255),
+        ("model.width=-3", "width", -3),
+        ("model.rate=1e3", "rate", 1000.0),
+        ("model.rate=.5", "rate", 0.5),
+        ("model.rate=010.5", "rate", 10.5),
         ("model.switch=false", "switch", False),
         ("model.rate=3", "rate", 3.0),
         ("model.rate=2.5E-4", "rate", 2.5e-4),
@@ -86,6 +94,22 @@ def test_configuration_reloads_to_the_same(tmp_path: Path) -> None:
     assert again.evaluation.ks == (20, 7)
 
 
+def test_numbers_in_files_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("a: 010\nb: 1:30\nc: 2020-13-45\nd: 1e-3\ne: -.inf\nf: [0x1F, +7, 1., '1e3']\ng: yes\n")
+    assert read_yaml(path) == {
+        **{"a": 10, "b": "1:30", "c": "2020-13-45", "d": 1e-3, "e": -math.inf},
+        **{"f": [31, 7, 1.0, "1e3"], "g": True},
+    }
+
+
+@pytest.mark.parametrize("text", ["1e-3", "010", "1:30", "2020-01-01", "0o17", "1_000", "yes", "7"])
+def test_text_that_looks_like_a_number_stays_text(tmp_path: Path, text: str) -> None:
+    config = resolve(None, f"data.path={text}")
+    config.save(tmp_path / "config.yaml")
+    assert RunConfig.load(tmp_path / "config.yaml").data.path == text
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -93,7 +117,7 @@ def test_configuration_reloads_to_the_same(tmp_path: Path) -> None:
         ("training.lerning_rate=3", "unknown setting training.lerning_rate, did you mean training.learning_rate?"),
         ("model.recursion=3", "unknown setting model.recursion, expected one of dim"),
         ("data.pth=x", "did you mean data.path?"),
-        ("training.epochs=0", "training: epochs must be at least 1, found 0"),
+        ("training.epochs=0", "training.epochs must be at least 1, found 0"),
         ("training.learning_rate=-1", "learning_rate must be above 0, found -1.0"),
         ("training.learning_rate=.nan", "learning_rate must be above 0, found nan"),
         ("training.learning_rate=.inf", "learning_rate must be finite, found inf"),
@@ -108,13 +132,15 @@ def test_configuration_reloads_to_the_same(tmp_path: Path) -> None:
         ("training.device=gpu", "device must be auto, cpu, cuda or cuda:N, found 'gpu'"),
         ("training.metric=recall@30", "training.metric must be one of what evaluation measures"),
         ("evaluation.metrics=recal", "metrics must be among recall, ndcg"),
-        ("evaluation.ks=5,20,5", "evaluation: ks must name each entry once, found 5 twice"),
+        ("evaluation.ks=5,20,5", "evaluation.ks must name each entry once, found 5 twice"),
         ("evaluation.metrics=recall,recall", "metrics must name each entry once, found recall twice"),
-        ("data.path=", "data: data.path is empty, expected a folder, a file or 'demo'"),
-        ("evaluation.ks=[]", "must each hold at least one entry"),
+        ("data.path=", "^data.path is empty, expected a folder, a file or 'demo'"),
+        ("data.k_core=-1", "^data.k_core is -1, expected 0 or more"),
+        ("evaluation.ks=[]", "evaluation.ks and metrics must each hold at least one entry"),
+        ("training.learning_rate=1" + "0" * 400, "^training.learning_rate must be finite, found inf"),
         ("seed=-1", "seed must be at least 0"),
         ("model=lightgnc", "model must be one of .*, found 'lightgnc', did you mean lightgcn?"),
-        ("model.layers=-1", "model: layers must be at least 0, found -1"),
+        ("model.layers=-1", "model.layers must be at least 0, found -1"),
         ("training.epochs", "--set expects key=value such as training.epochs=10, found 'training.epochs'"),
         ("seed.x=1", "--set seed.x: seed is a value, not a section"),
         ("training.metric.x=1", "training.metric must be text"),
@@ -137,6 +163,12 @@ def test_wrong_values_are_refused_by_name(setting: str, message: str) -> None:
         ("training.epochs=true", "training.epochs must be an integer, found the truth value True"),
         ("training.tensorboard=1", "training.tensorboard must be true or false, found the integer 1"),
         ("training.learning_rate=fast", "training.learning_rate must be a number, found the text 'fast'"),
+        ("training.epochs=1:30", "^training.epochs must be an integer, found the text '1:30'"),
+        ("training.epochs=1_000", "^training.epochs must be an integer, found the text '1_000'"),
+        ("training.epochs=2020-13-45", "^training.epochs must be an integer, found the text '2020-13-45'"),
+        ("training.epochs=!!int x", "^training.epochs must be an integer, found the text '!!int x'"),
+        ("training.epochs=" + "9" * 5000, "^training.epochs must be an integer, found the text '999"),
+        ("training.epochs=" + "[" * 500, "^training.epochs must be an integer, found the text '"),
         ("training.threads=two", "training.threads must be an integer, found the text 'two'"),
         ("evaluation.ks=5,x", "evaluation.ks must be an integer, found the text 'x'"),
         ("training=5", "training must be a mapping of settings, found the text"),
@@ -178,6 +210,8 @@ def test_wrong_length_is_refused() -> None:
         ("[1, 2]", "must hold a mapping, found the list"),
         ("a: [", r"c\.yaml is not valid YAML: while parsing a flow .* at line 1, column 5"),
         ("a: \xff", "is not valid YAML"),
+        ("a: !!int x", r"c\.yaml is not valid YAML"),
+        ("a: " + "[" * 500, r"c\.yaml is not valid YAML"),
         ("a: 1\nb: {c: 2, c: 3}", "the key 'c' stands twice"),
     ],
 )
