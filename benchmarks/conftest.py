@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import peers
 import pytest
 import scales
 import torch
@@ -90,6 +91,14 @@ def _backends(operation: str) -> list[str]:
 def quick(request: pytest.FixtureRequest) -> bool:
     """Whether to run on small data, a few rounds."""
     return bool(request.config.getoption("--quick"))
+
+
+@pytest.fixture
+def not_compiled(scale: str, quick: bool, request: pytest.FixtureRequest) -> str | None:
+    """Why torch.compile is no peer at this scale; None when it is one."""
+    if quick:
+        return peers.TOO_LONG
+    return None if scale == peers.COMPILED_AT or request.config.getoption("--scale") else peers.ONE_SCALE
 
 
 @pytest.fixture

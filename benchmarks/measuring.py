@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +21,8 @@ Run = Callable[[], Any]
 Peer = Run | str  # what to time, or why it cannot be timed here
 ROUNDS = (5, 60)
 QUICK_ROUNDS = (3, 15)
-BUDGET, QUICK_BUDGET = 0.8, 0.25  # seconds for the rounds of ours and all peers
+BUDGET, QUICK_BUDGET = 0.8, 0.25  # seconds for the rounds of ours and all peers, beyond which no peer is timed again
+SLOW = 0.5  # seconds of a call that is not timed once more to find how many calls make a turn
 TURN = 5e-3  # seconds a turn takes at least, so that it begins to matter little what the turn before left in the caches
 
 
@@ -58,21 +61,22 @@ class Measure:
             work: the least that has to be done.
             agree: raises unless the result of a peer (second) is that of ours (first); None: equal but for rounding.
             warm_up: whether to run everything once before (off: for what takes many seconds a call).
-            rounds: how many turns; None: as many as fit a budget of time.
+            rounds: how many turns, of all; None: as many as fit a budget of time, of slow peers fewer.
         """
         runnable = {name: peer for name, peer in peers.items() if not isinstance(peer, str)}
         if warm_up:
             for run in (ours, *runnable.values()):
                 run()
+        once = {}  # what calls take: enough to know of slow ones
         with serving() as served:
-            expected, peak = memory.peak(ours, self.device)
+            expected, peak, once[""] = self._peak(ours)
         served_by = served.get(self.where["operation"]) or ", ".join(sorted(set(served.values()))) or "torch"
         peaks = {}
         for name, run in runnable.items():
-            found, peaks[name] = memory.peak(run, self.device)
+            found, peaks[name], once[name] = self._peak(run)
             (agree or same)(expected, found)
         del expected, found
-        times = self._time(ours, runnable, rounds)
+        times = self._time(ours, runnable, once, rounds)
         seconds = statistics.median(times.pop(""))
         self.benchmark.group = " ".join(filter(None, (self.where["operation"], case)))
         self.benchmark.extra_info |= {
@@ -102,20 +106,32 @@ class Measure:
             self.benchmark.extra_info |= self._fraction(work, seconds)
         self._print(seconds)
 
-    def _time(self, ours: Run, peers: dict[str, Run], rounds: int | None) -> dict[str, list[float]]:
+    def _peak(self, run: Run) -> tuple[Any, int | None, float]:
+        """The result of a call, the most memory that it held, and about how long it took."""
+        started = time.perf_counter()
+        result, peak = memory.peak(run, self.device)
+        return result, peak, time.perf_counter() - started
+
+    def _time(
+        self, ours: Run, peers: dict[str, Run], once: dict[str, float], rounds: int | None
+    ) -> dict[str, list[float]]:
         """The seconds of each turn by peer; ours under the empty name."""
         times: dict[str, list[float]] = {name: [] for name in ("", *peers)}
         order = itertools.cycle([list(peers), list(peers)[::-1]])
-        once = {name: machine.seconds(run, self.device) for name, run in {"": ours, **peers}.items()}
+        for name, run in {"": ours, **peers}.items():
+            if once[name] < SLOW:
+                once[name] = machine.seconds(run, self.device)
         calls = {name: max(1, round(TURN / max(seconds, 1e-6))) for name, seconds in once.items()}
 
         def time_peers() -> None:
             for name in next(order):
-                times[name].append(machine.seconds(peers[name], self.device, calls[name]))
+                if sum(times[name]) * calls[name] < patience:
+                    times[name].append(machine.seconds(peers[name], self.device, calls[name]))
 
         def time_ours() -> None:
             times[""].append(machine.seconds(ours, self.device, calls[""]))
 
+        patience = self._budget if rounds is None else math.inf
         if rounds is None:
             rounds = self._rounds(sum(once[name] * calls[name] for name in once))
         self.benchmark.pedantic(time_ours, setup=time_peers, rounds=rounds)
@@ -130,8 +146,12 @@ class Measure:
 
     def _rounds(self, seconds: float) -> int:
         """How many turns of that length fit the budget."""
-        budget, (least, most) = (QUICK_BUDGET, QUICK_ROUNDS) if self.quick else (BUDGET, ROUNDS)
-        return max(least, min(most, int(budget / max(seconds, 1e-6))))
+        least, most = QUICK_ROUNDS if self.quick else ROUNDS
+        return max(least, min(most, int(self._budget / max(seconds, 1e-6))))
+
+    @property
+    def _budget(self) -> float:
+        return QUICK_BUDGET if self.quick else BUDGET
 
     def _fraction(self, work: machine.Work, seconds: float) -> dict[str, Any]:
         limits = machine.limits(self.device, self.quick)

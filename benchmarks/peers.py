@@ -22,6 +22,8 @@ PLAIN = "plain PyTorch"
 PLAIN_COMPILED = "plain PyTorch, torch.compile"
 LAYOUTS = ("CSR", "COO", "COO, uncoalesced")
 TOO_LONG = "left out by --quick"
+COMPILED_AT = "baby"  # torch.compile takes longer than all others together, for each size anew
+ONE_SCALE = f"by default compiled at {COMPILED_AT} alone; --scale names others"
 
 Function = Callable[..., Any]
 

@@ -39,15 +39,11 @@ def features(graph: Graph) -> Tensor:
     return x.to(graph.device).requires_grad_()
 
 
-def compiled_reference(graph: Graph, quick: bool) -> peers.Function | str:
-    """The reference by torch.compile, as a function of x."""
-    return peers.TOO_LONG if quick else partial(peers.compiled(reference.spmm), graph)
-
-
 @pytest.mark.parametrize("case", peers.CASES)
-def test_spmm(case: str, measure: Measure, graph: Graph, requested: str | None, quick: bool) -> None:
+def test_spmm(case: str, measure: Measure, graph: Graph, requested: str | None, not_compiled: str | None) -> None:
     x = features(graph)
-    others = {**peers.products(graph), peers.COMPILED: compiled_reference(graph, quick)}
+    compiled = not_compiled or partial(peers.compiled(reference.spmm), graph)
+    others = {**peers.products(graph), peers.COMPILED: compiled}
     competitors = {name: peers.run(product, (x,), case) for name, product in others.items()}
     if case == peers.FORWARD:
         competitors["scipy, 1 thread"] = peers.scipy_product(graph, x)
