@@ -164,8 +164,8 @@ def load(run_dir: str | Path) -> TrainedModel:
             f"the run {run_dir} holds no trained model yet ({EXPORT} is missing): finish it with crane train --resume "
             f"{run_dir}"
         )
-    tensors = load_tensors(path)
     try:
+        tensors = load_tensors(path)
         shape = len(tensors["user"]), len(tensors["item"])
         return TrainedModel(
             folder=folder,
@@ -180,6 +180,8 @@ def load(run_dir: str | Path) -> TrainedModel:
         )
     except KeyError as error:
         raise ValueError(f"{path} is damaged: it lacks the entry {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{error}; make it again with crane train --resume {run_dir}") from error
 
 
 def save_table(table: pa.Table, path: str | Path) -> None:

@@ -18,7 +18,7 @@ from crane.config import RunConfig
 from crane.data import Dataset
 from crane.evaluation import evaluate_split
 from crane.evaluation.ranking import check_finite
-from crane.recommend import EXPORT, export
+from crane.recommend import export, load
 from crane.sampling import EpochSampler
 from crane.seeds import Purpose, numpy_generator, torch_seed
 from crane.training.checkpoint import TrainingState
@@ -110,11 +110,18 @@ class Trainer:
                 self.reporter.start(self.config.training.epochs, len(self.sampler), self.state.epoch)
                 while self.state.finished is None:
                     self._epoch(self.state.epoch + 1)
-                if self.state.test is None or not (self.folder.path / EXPORT).is_file():
+                if self.state.test is None or not self._is_exported():
                     self._finish()
         finally:
             self.folder.release()
         return self.state
+
+    def _is_exported(self) -> bool:
+        try:
+            load(self.folder.path)
+        except ValueError:  # missing, or damaged since
+            return False
+        return True
 
     def _epoch(self, number: int) -> None:
         started = time.perf_counter()

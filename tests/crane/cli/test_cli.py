@@ -403,6 +403,17 @@ def test_an_unfinished_run_says_how_to_finish_it(crane: Crane, finished: Path) -
     assert Path("killed/checkpoints/state.json").read_bytes() == (finished / "checkpoints/state.json").read_bytes()
 
 
+def test_a_damaged_export_is_made_again(crane: Crane, finished: Path) -> None:
+    shutil.copytree(finished, "damaged")
+    sound = Path("damaged/export.safetensors").read_bytes()
+    Path("damaged/export.safetensors").write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    result = crane("recommend", "damaged", "--users", "u1")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.endswith("; make it again with crane train --resume damaged\n")
+    assert crane("train", "--resume", "damaged").code == 0
+    assert Path("damaged/export.safetensors").read_bytes() == sound
+
+
 def test_version(crane: Crane) -> None:
     assert crane("--version").out == f"crane {importlib.metadata.version('crane-recommender')}\n"
 
