@@ -15,6 +15,7 @@ from crane.console import say
 from crane.files import read_lines
 from crane.recommend import check_table_path, load, save_table
 from crane.training.environment import operations
+from crane.words import counted
 
 _PRINTED_ROWS = 100
 _PRINTED_BESIDE_FILE = 5
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         _print(console, table, _PRINTED_ROWS, "; --output writes them all")
     else:
         _print(console, table, _PRINTED_BESIDE_FILE, "")
-        say(console, f"{table.num_rows:,} rows written to {output}")
+        say(console, f"{counted(table.num_rows, 'row')} written to {output}")
     return 0
 
 
@@ -64,5 +65,5 @@ def _print(console: Console, table: pa.Table, most: int, advice: str) -> None:
     rows = [(row["user"], row["rank"], row["item"], f"{row['score']:.4f}") for row in shown]
     console.print(plain_table(["user", "rank", "item", "score"], rows))
     if table.num_rows > len(rows):
-        text = f"and {table.num_rows - len(rows):,} more rows{advice}"
+        text = f"and {counted(table.num_rows - len(rows), 'more row')}{advice}"
         say(console, text)

@@ -27,6 +27,7 @@ from crane.training.progress import console_reporter
 from crane.training.report import write_report
 from crane.training.run import default_folder
 from crane.training.trainer import DivergenceError, Trainer, reproducible
+from crane.words import counted
 
 
 class _Terminated(KeyboardInterrupt):
@@ -71,7 +72,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> int:
     except KeyboardInterrupt as stop:
         kept = folder.checkpoints.load_state()  # an epoch may have been written and not yet been noted
         done = 0 if kept is None else kept.epoch
-        message = f"interrupted; {done} epochs are kept, continue with: crane train --resume {folder.path}"
+        message = f"interrupted, {counted(done, 'epoch')} kept; continue with: crane train --resume {folder.path}"
         print(message, file=sys.stderr)
         return 143 if isinstance(stop, _Terminated) else 130
     except DivergenceError as error:

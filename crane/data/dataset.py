@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from crane.words import counted
 from crane_kernels import Graph
 
 SPLITS = ("train", "validation", "test")
@@ -132,10 +133,10 @@ class Dataset:
         s = self.summary()
         modalities = ", ".join(f"{name} ({width})" for name, width in s["modalities"].items()) or "none"
         lines = [
-            f"{s['name']}: {s['users']:,} users, {s['items']:,} items, {s['interactions']:,} interactions "
-            f"(density {s['density']:.4%})",
+            f"{s['name']}: {counted(s['users'], 'user')}, {counted(s['items'], 'item')}, "
+            f"{counted(s['interactions'], 'interaction')} (density {s['density']:.4%})",
             f"train {s['train']:,}, validation {s['validation']:,}, test {s['test']:,}; "
-            f"{s['cold_items']:,} items without training interactions",
+            f"{counted(s['cold_items'], 'item')} without training interactions",
             f"modalities: {modalities}",
         ]
         return "\n".join([*lines, *(f"note: {notice}" for notice in self.notices)])

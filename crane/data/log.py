@@ -12,6 +12,7 @@ from crane.data.features import Features
 from crane.data.kcore import k_core
 from crane.data.split import TEST, TRAIN, VALIDATION, split_interactions
 from crane.data.table import Source
+from crane.words import counted
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def build(name: str, log: Log, features: dict[str, Features], config: DataConfig
     merged = _merge(log)
     notices = []
     if len(merged) < len(log):
-        notices.append(f"{len(log) - len(merged):,} repeated interactions merged")
+        notices.append(f"{counted(len(log) - len(merged), 'repeated interaction')} merged")
     kept = _filter(merged, config.k_core)
     if len(kept) < len(merged):
         notices.append(
@@ -67,12 +68,14 @@ def build(name: str, log: Log, features: dict[str, Features], config: DataConfig
         )
     item_ids = _catalogue(kept.item_ids, features if config.k_core <= 1 else {})
     if len(item_ids) > len(kept.item_ids):
-        notices.append(f"{len(item_ids) - len(kept.item_ids):,} items have features and no interactions")
+        notices.append(f"{counted(len(item_ids) - len(kept.item_ids), 'item')} with features and without interactions")
     matrices = {}
     for modality, read in features.items():
         matrices[modality], missing = _align(read, item_ids, kept)
         if missing:
-            notices.append(f"{missing:,} items without {modality} features get the mean of the others")
+            notices.append(
+                f"{counted(missing, 'item')} without {modality} features, filled with the mean of the others"
+            )
     items = _positions(item_ids, kept.item_ids)[kept.items]
     labels = split_interactions(kept.users, config.ratios, times=kept.times, seed=config.seed)
     train, validation, test = (

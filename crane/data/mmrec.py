@@ -11,6 +11,7 @@ from crane.data.dataset import SPLITS, Dataset, Interactions
 from crane.data.features import Features, modality_files, read_npy
 from crane.data.split import TRAIN
 from crane.data.table import Column, Source
+from crane.words import counted
 
 LABEL = "x_label"
 
@@ -50,7 +51,9 @@ def load_mmrec(path: Path, config: DataConfig) -> Dataset:
     for modality, read in features.items():
         matrices[modality], missing = read.filled(item_ids, len(item_ids))
         if missing:
-            notices.append(f"{missing:,} items with invalid {modality} features get the mean of the others")
+            notices.append(
+                f"{counted(missing, 'item')} with invalid {modality} features, replaced by the mean of the others"
+            )
     return Dataset(path.stem, user_ids, item_ids, train, validation, test, matrices, tuple(notices))
 
 
@@ -98,7 +101,7 @@ def _merge(
             f"expected one split"
         )
     if again.any():
-        notices.append(f"{int(again.sum()):,} repeated interactions merged")
+        notices.append(f"{counted(int(again.sum()), 'repeated interaction')} merged")
     return users[~again], items[~again], labels[~again]
 
 
@@ -114,7 +117,7 @@ def _trained(
     if not keep.all():
         left_out = np.unique(users[~keep])
         notices.append(
-            f"{len(left_out):,} users without training interactions (the first is {left_out[0]}) left out, "
-            f"with {int((~keep).sum()):,} interactions"
+            f"{counted(len(left_out), 'user')} without training interactions (the first is {left_out[0]}) left out, "
+            f"with {counted(int((~keep).sum()), 'interaction')}"
         )
     return user_ids, position[keep], items[keep], labels[keep]

@@ -29,9 +29,14 @@ def sparse_mm(A: Tensor, x: Tensor, *, implementation: str | None = None) -> Ten
         (n, d), dense; differentiable as ``torch.sparse.mm`` is.
 
     Raises:
-        RuntimeError: the requested implementation cannot serve the call.
+        RuntimeError: the requested implementation cannot serve the call, or A is CSC and requires gradients, which
+            torch does not compute.
         Exception: what ``torch.sparse.mm`` raises for the same arguments.
     """
+    if isinstance(A, Tensor) and A.layout == torch.sparse_csc and A.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            "sparse_mm: A is in CSC layout and requires gradients, which torch does not compute: expected COO or CSR"
+        )
     graph = _convert(A, x)
     if isinstance(graph, Graph) and (implementation is not None or _has_kernel(graph, x)):
         return spmm(graph, x, implementation=implementation)

@@ -220,3 +220,11 @@ def test_within_torch_compile() -> None:
     A, x = sparse("csr"), torch.randn(20, 3)
     compiled = torch.compile(lambda x: sparse_mm(A, 2 * x) + 1, backend="aot_eager")
     torch.testing.assert_close(compiled(x), 2 * torch.sparse.mm(A, x) + 1)
+
+
+def test_gradients_of_csc_are_refused_before_the_backward() -> None:
+    A, x = sparse("csc").requires_grad_(), torch.randn(20, 3)
+    with pytest.raises(RuntimeError, match="A is in CSC layout and requires gradients"):
+        sparse_mm(A, x)
+    with torch.no_grad():
+        torch.testing.assert_close(sparse_mm(A, x), torch.sparse.mm(A, x))

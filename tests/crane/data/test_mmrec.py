@@ -88,7 +88,7 @@ def test_users_without_training_items_are_left_out(folder):
     assert data.user_ids.tolist() == [0, 1, 2, 9]
     assert data.train.users.tolist() == [0, 1, 1, 2, 3]
     assert (len(data.validation), len(data.test)) == (1, 1)
-    assert data.notices == ("1 users without training interactions (the first is 7) left out, with 2 interactions",)
+    assert data.notices == ("1 user without training interactions (the first is 7) left out, with 2 interactions",)
 
 
 def test_invalid_features_can_be_replaced(folder):
@@ -97,7 +97,7 @@ def test_invalid_features_can_be_replaced(folder):
     np.save(folder / "image_feat.npy", matrix)
     data = load(folder, invalid_features="mean")
     np.testing.assert_allclose(data.features["image"][2], matrix[[0, 1, 3]].mean(axis=0))
-    assert data.notices == ("1 items with invalid image features get the mean of the others",)
+    assert data.notices == ("1 item with invalid image features, replaced by the mean of the others",)
 
 
 @pytest.mark.parametrize(

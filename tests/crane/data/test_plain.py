@@ -111,7 +111,7 @@ def test_split_by_time_from_parquet(tmp_path, kind):
 def test_repeats_are_merged_at_their_earliest_time(tmp_path):
     rows = ["u,a,9", "u,b,2", "u,c,3", "u,d,4", "u,a,1"]
     data = load(write_csv(tmp_path, "user,item,timestamp", *rows), split="time")
-    assert data.notices == ("1 repeated interactions merged",)
+    assert data.notices == ("1 repeated interaction merged",)
     assert pairs(data, "train") == {("u", "a"), ("u", "b")}
     assert pairs(data, "test") == {("u", "d")}
 
@@ -145,8 +145,8 @@ def test_npy_features_follow_the_ids_beside_them(tmp_path, as_text):
     assert data.item_ids.tolist() == ([f"i{i}" for i in (10, 20, 30, 40)] if as_text else [10, 20, 30, 40])
     np.testing.assert_allclose(data.features["image"], [[1, 0], [8 / 3, 2], [3, 0], [4, 6]], rtol=1e-6)
     assert data.notices == (
-        "1 items have features and no interactions",
-        "1 items without image features get the mean of the others",
+        "1 item with features and without interactions",
+        "1 item without image features, filled with the mean of the others",
     )
     assert data.summary()["cold_items"] >= 1
 

@@ -47,9 +47,9 @@ def test_reads_interactions_and_float_sequences(folder):
     np.testing.assert_allclose(data.features["image"], [[1, 1.5], mean, mean, [4, 4.5], [9, 9.5]], rtol=1e-6)
     np.testing.assert_allclose(data.features["text"][[0, 1, 3]], [[0, 1, 0], [0, 0, 1], [1, 0, 0]])
     assert data.notices == (
-        "1 items have features and no interactions",
-        "2 items without image features get the mean of the others",
-        "1 items without text features get the mean of the others",
+        "1 item with features and without interactions",
+        "2 items without image features, filled with the mean of the others",
+        "1 item without text features, filled with the mean of the others",
     )
 
 
