@@ -493,12 +493,16 @@ def _values(values: Values | None, col: Tensor) -> Tensor:
     if tuple(tensor.shape) != (col.numel(),):
         raise ValueError(f"value: found shape {tuple(tensor.shape)}, expected ({col.numel()},), one for each edge")
     checks.same_device("value", tensor, col.device, "col")
-    finite = tensor.detach().isfinite()
-    if not torch.compiler.is_compiling() and not bool(finite.all()):  # a look at data would break a compiled graph
-        at = int((~finite).nonzero()[0])
+    if not torch.compiler.is_compiling() and not _finite(tensor):  # a look at data would break a compiled graph
+        at = int((~tensor.detach().isfinite()).nonzero()[0])
         found = "NaN" if bool(tensor[at].isnan()) else float(tensor[at])
         raise ValueError(f"value: found {found} at edge {at}, expected finite numbers")
     return tensor.contiguous()
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all are; the extremes are NaN where any is."""
+    return values.numel() == 0 or bool(torch.stack(values.detach().aminmax()).isfinite().all())
 
 
 def _own(tensor: Tensor, given: object) -> Tensor:
