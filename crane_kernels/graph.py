@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from crane_kernels import checks, extension
+from crane_kernels.ordered import sum_at, take
 
 _INT64_MAX = 2**63 - 1
 
@@ -43,9 +44,13 @@ class _Structure:
 class Graph:
     """A sparse matrix A of shape (n_rows, n_cols) in compressed sparse rows; A[i, j] is the weight of the edge j -> i.
 
-    A graph never changes: it keeps copies of arrays that the caller could change, but for values that require
-    gradients, which stay what they are. Columns ascend within a row. What is derived from it (its transpose, its values
-    in another dtype) is built when first needed and kept on the object.
+    A graph keeps copies of arrays that the caller could change, but for values that require gradients, which stay what
+    they are. Columns ascend within a row. What is derived from it (its transpose, its values in another dtype) is built
+    when first needed and kept on the object.
+
+    ``rowptr`` and ``col`` must not change; :meth:`with_value` makes a graph of other values. Values that are changed in
+    place all the same are noticed, and what was derived from them is built again; not so within torch.compile and
+    inference mode, nor through ``.data``.
 
     Values must be finite: an infinite one, mostly from a division by zero, would turn zeros into NaN in a product.
 
@@ -92,11 +97,29 @@ class Graph:
             raise ValueError(f"symmetric: found True for shape {shape}, expected a square matrix")
         self._structure = structure
         self._value = value
-        self._symmetric = symmetric
         self._distinct: bool | None = None
+        self._made = self._version = _version(value)
+        self._derive(symmetric)
+
+    def _derive(self, symmetric: bool | None) -> None:
+        """Begin with nothing derived from the values."""
+        self._known_symmetric = symmetric
         self._transpose: Graph | None = None
-        self._source: weakref.ref[Graph] | None = None  # what this is the transpose of: no cycle, so freed at once
+        # What this is the transpose of (no cycle, so freed at once), and at which version of its values.
+        self._source: tuple[weakref.ref[Graph], int] | None = None
         self._cast: dict[torch.dtype, Graph] = {}
+
+    def _notice_changes(self) -> None:
+        """Forget what was derived from values that have been changed in place since."""
+        if _changed(self._value, self._version):
+            self._version = _version(self._value)
+            self._derive(None)
+
+    @property
+    def _symmetric(self) -> bool | None:
+        """Whether A equals its transpose, None while that is not known."""
+        self._notice_changes()
+        return self._known_symmetric
 
     @classmethod
     def _of(cls, structure: _Structure, value: Tensor, symmetric: bool | None = None) -> Graph:
@@ -194,13 +217,15 @@ class Graph:
 
         Raises:
             TypeError: ``sparse`` is no sparse tensor of these layouts.
-            ValueError: it is not two-dimensional, or holds NaN or infinity.
+            ValueError: it is not two-dimensional, its rows are dense, or it holds NaN or infinity.
         """
         if not isinstance(sparse, Tensor):
             raise TypeError(f"sparse: found {type(sparse).__name__}, expected a torch sparse tensor")
         if sparse.dim() != 2:
             raise ValueError(f"sparse: found shape {tuple(sparse.shape)}, expected two dimensions")
         if sparse.layout == torch.sparse_coo:
+            if sparse.dense_dim():
+                raise ValueError(f"sparse: found {sparse.dense_dim()} dense dimension, expected two sparse ones")
             if sparse.requires_grad:  # values without coalescing are out of autograd's sight
                 sparse = sparse.coalesce()
             row, col = sparse._indices()
@@ -274,9 +299,10 @@ class Graph:
     @property
     def symmetric(self) -> bool:
         """Whether A equals its transpose exactly: as given at construction, else found (and kept) at the first look."""
-        if self._symmetric is None:
-            self._symmetric = self.n_rows == self.n_cols and self._equals(self._transposed())
-        return self._symmetric
+        known = self._symmetric
+        if known is None:
+            known = self._known_symmetric = self.n_rows == self.n_cols and self._equals(self._transposed())
+        return known
 
     def __repr__(self) -> str:
         return f"Graph(shape={self.shape}, nnz={self.nnz}, dtype={self.dtype}, device={str(self.device)!r})"
@@ -299,14 +325,13 @@ class Graph:
     def _row_sums(self) -> Tensor:
         value = self._wide()
         if value.requires_grad:  # segments have no second derivative
-            return value.new_zeros(self.n_rows).index_add(0, self.row(), value)
+            return sum_at(self.row(), value, self.n_rows)
         return torch.segment_reduce(value, "sum", offsets=self.rowptr)
 
     def _column_sums(self) -> Tensor:
         if self._symmetric:
             return self._row_sums()
-        value = self._wide()
-        return value.new_zeros(self.n_cols).index_add(0, self.col, value)
+        return sum_at(self.col, self._wide(), self.n_cols)
 
     def transpose(self) -> Graph:
         """The transpose; built when first asked for and kept. A graph known to be symmetric is its own."""
@@ -317,10 +342,11 @@ class Graph:
         return self._structure.transpose()
 
     def _transposed(self) -> Graph:
-        source = None if self._source is None else self._source()
-        if source is not None:
+        self._notice_changes()
+        source = None if self._source is None else self._source[0]()
+        if source is not None and self._source is not None and not _changed(source._value, self._source[1]):
             return source
-        if self._transpose is not None:
+        if self._transpose is not None and not _changed(self._transpose._value, self._transpose._made):
             return self._transpose
         rowptr, col, order = self._structure.transpose()
         structure = _Structure(rowptr, col, (self.n_cols, self.n_rows))
@@ -328,7 +354,7 @@ class Graph:
         # Values that are learned belong to one autograd graph: then it is never kept.
         if _tensors_are_real() and not self._value.requires_grad:
             self._transpose = transpose
-            transpose._source = weakref.ref(self)
+            transpose._source = weakref.ref(self), self._version
         return transpose
 
     @property
@@ -371,8 +397,10 @@ class Graph:
             raise TypeError(f"target: found dtype {dtype}, expected a floating-point dtype")
         if self._value.requires_grad:
             return Graph._of(self._structure, self._value.to(dtype))
-        if dtype in self._cast:
-            return self._cast[dtype]
+        self._notice_changes()
+        kept = self._cast.get(dtype)
+        if kept is not None and not _changed(kept._value, kept._made):
+            return kept
         # Rounding can make a matrix symmetric but never unsymmetric: only a yes carries over.
         cast = Graph._of(self._structure, self._value.to(dtype), self._symmetric or None)
         if _tensors_are_real():
@@ -393,7 +421,7 @@ class Graph:
         checks.same_device("value", value, self.device, "the graph")
         return Graph._of(self._structure, _own(_values(value, self.col), value), symmetric)
 
-    def subset(self, kept: Tensor, rowptr: Tensor) -> Graph:
+    def _subset(self, kept: Tensor, rowptr: Tensor) -> Graph:
         """The graph of some of the edges, for callers that have counted them.
 
         Args:
@@ -421,9 +449,9 @@ class Graph:
         scale = torch.ones_like(value)
         if how != "column":
             factor = _safe_power(self._row_sums(), power)
-            scale = torch.repeat_interleave(factor, self.rowptr.diff(), output_size=self.nnz)
+            scale = take(factor, self.row())
         if how != "row":
-            scale = scale * _safe_power(self._column_sums(), power).index_select(0, self.col)
+            scale = scale * take(_safe_power(self._column_sums(), power), self.col)
         symmetric = self._symmetric if how == "symmetric" else None
         return Graph._of(self._structure, (value * scale).to(self.dtype), symmetric)
 
@@ -455,6 +483,16 @@ class Graph:
 def _tensors_are_real() -> bool:
     """Whether what is computed can be kept: torch.export computes with stand-ins for tensors."""
     return not torch.compiler.is_exporting()
+
+
+def _version(value: Tensor) -> int:
+    """How often ``value`` was changed in place, where torch counts that."""
+    return 0 if torch.compiler.is_compiling() or value.is_inference() else value._version
+
+
+def _changed(value: Tensor, version: int) -> bool:
+    """Whether ``value`` was changed in place after that version, as far as torch tells."""
+    return not torch.compiler.is_compiling() and _version(value) != version
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -594,7 +632,7 @@ def _sum_repeats(rowptr: Tensor, col: Tensor, value: Tensor) -> tuple[Tensor, Te
     first[1:] = (row[1:] != row[:-1]) | (col[1:] != col[:-1])
     place = first.cumsum(0) - 1
     wide = value.to(torch.promote_types(value.dtype, torch.float32))
-    summed = wide.new_zeros(int(place[-1]) + 1).index_add(0, place, wide).to(value.dtype)
+    summed = sum_at(place, wide, int(place[-1]) + 1).to(value.dtype)
     return _count_rows(row[first], rowptr.numel() - 1), col[first], summed
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crane_kernels import extension
 from crane_kernels.graph import Graph
+from crane_kernels.ordered import take
 from crane_kernels.spmm import cpp
 from crane_kernels.spmm.cpp import arrays, refuses, save, saved
 
@@ -31,7 +32,7 @@ def _layer_by_layer(graph: Graph, x: Tensor, layers: int, rows: Tensor | None) -
     y = x
     for _ in range(layers - 1):
         y = x + cpp.spmm(graph, y)
-    own = x if rows is None else x.index_select(0, rows)
+    own = x if rows is None else take(x, rows)
     return (own + cpp.spmm(graph, y, rows)) / (layers + 1) if layers else own
 
 

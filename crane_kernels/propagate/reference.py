@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from crane_kernels.graph import Graph
+from crane_kernels.ordered import take
 from crane_kernels.spmm import reference
 
 
@@ -15,4 +16,4 @@ def propagate(graph: Graph, x: Tensor, layers: int, rows: Tensor | None = None) 
         x = reference.spmm(graph, x)
         total = total + x
     mean = total / (layers + 1)
-    return mean if rows is None else mean.index_select(0, rows)
+    return mean if rows is None else take(mean, rows)

@@ -27,4 +27,4 @@ def prune_edges(graph: Graph, keep: float, generator: np.random.Generator) -> Gr
     draws = generator.standard_exponential(graph.nnz)
     positions, rowptr = extension.host().prune_edges(graph.rowptr.numpy(), weight, draws, count)
     kept = torch.from_numpy(positions)
-    return graph.subset(kept, torch.from_numpy(rowptr))
+    return graph._subset(kept, torch.from_numpy(rowptr))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from crane_kernels import checks, extension
 from crane_kernels.graph import Graph
+from crane_kernels.ordered import sum_at
 from crane_kernels.spmm.reference import Reduce
 
 _ops = torch.ops.crane_kernels
@@ -137,21 +138,12 @@ def _max_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     place = col[edge].long()
     grad_value = grad_x = None
     if ctx.needs_input_grad[2]:
-        grad_value = _scatter_sum(value.new_zeros(value.shape), edge.flatten(), (grad * x.gather(0, place)).flatten())
+        grad_value = sum_at(edge.flatten(), (grad * x.gather(0, place)).flatten(), value.shape[0])
     if ctx.needs_input_grad[3]:
         column = torch.arange(x.shape[1], device=x.device)
-        sums = _scatter_sum(
-            x.new_zeros(x.numel()), (place * x.shape[1] + column).flatten(), (grad * value[edge]).flatten()
-        )
-        grad_x = sums.view(x.shape)
+        target = (place * x.shape[1] + column).flatten()
+        grad_x = sum_at(target, (grad * value[edge]).flatten(), x.numel()).view(x.shape)
     return None, None, grad_value, grad_x, None
-
-
-def _scatter_sum(zeros: Tensor, place: Tensor, values: Tensor) -> Tensor:
-    """Sums of ``values`` by place, always in the same order: by sorting on CUDA, one after the other on the CPU."""
-    if zeros.device.type == "cuda":
-        return zeros.index_put((place,), values, accumulate=True)
-    return zeros.scatter_add(0, place, values)
 
 
 def _fake_spmm(rowptr: Tensor, *rest: Any) -> Tensor:

@@ -8,22 +8,19 @@ import torch
 from torch import Tensor
 
 from crane_kernels.graph import Graph
+from crane_kernels.ordered import sum_at, take
 
 Reduce = Literal["sum", "mean", "max"]
 
 
 def spmm(graph: Graph, x: Tensor, rows: Tensor | None = None, reduce: Reduce = "sum") -> Tensor:
     """y[i] = sum, mean or maximum over edges (i, j) of A[i, j] x[j]: (n_cols, d) -> (n_rows or len(rows), d)."""
-    products = graph.value.to(x.dtype)[:, None] * x[graph.col]
+    products = graph.value.to(x.dtype)[:, None] * take(x, graph.col)
     row = graph.row()
-    y = _maxima(products, row, graph) if reduce == "max" else _sums(products, row, graph)
+    y = _maxima(products, row, graph) if reduce == "max" else sum_at(row, products, graph.n_rows)
     if reduce == "mean":
         y = y / graph.rowptr.diff().clamp(min=1)[:, None].to(x.dtype)
-    return y if rows is None else y.index_select(0, rows)
-
-
-def _sums(products: Tensor, row: Tensor, graph: Graph) -> Tensor:
-    return products.new_zeros(graph.n_rows, products.shape[1]).index_add(0, row, products)
+    return y if rows is None else take(y, rows)
 
 
 def _maxima(products: Tensor, row: Tensor, graph: Graph) -> Tensor:

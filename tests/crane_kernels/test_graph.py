@@ -13,7 +13,7 @@ import scipy.sparse
 import torch
 from graphs import GRAPHS, random_graph
 
-from crane_kernels import Graph
+from crane_kernels import Graph, spmm
 
 DENSE = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 3.0]])
 EDGES = {"row": [1, 0, 1], "col": [2, 1, 0], "value": [3.0, 2.0, 1.0], "shape": (2, 3)}
@@ -205,6 +205,36 @@ def test_symmetric_is_found_or_given() -> None:
         Graph.from_edges([0], [1], shape=(1, 2), symmetric=True)
 
 
+@pytest.mark.parametrize("first", ["graph", "transpose", "cast"])
+def test_values_changed_in_place_are_noticed(first: str) -> None:
+    graph = random_graph(5, 5, 9)
+    transpose, cast = graph.transpose(), graph.to(torch.float32)
+    assert not graph.symmetric
+    {"graph": graph, "transpose": transpose, "cast": cast}[first].value.mul_(3)
+    for one in (graph, transpose, cast):
+        assert torch.equal(one.transpose().to_dense(), one.to_dense().T)
+        assert one.transpose() is one.transpose()
+        assert torch.equal(one.to(torch.float32).to_dense(), one.to_dense().float())
+    assert (graph.transpose() is transpose, graph.to(torch.float32) is cast) == (first == "cast", first == "transpose")
+
+
+def test_gradients_and_symmetry_follow_values_changed_in_place() -> None:
+    graph = Graph.from_edges([0, 1], [1, 0], [2.0, 2.0], (2, 2))
+    x = torch.ones(2, 1, requires_grad=True)
+    assert graph.symmetric
+    for value in (2.0, 6.0):
+        graph.value[0] = value
+        (grad,) = torch.autograd.grad(spmm(graph, x).sum(), x)
+        assert grad.flatten().tolist() == [2, value]
+    assert not graph.symmetric
+
+
+def test_values_of_inference_mode() -> None:
+    with torch.inference_mode():
+        graph = random_graph(5, 4, 9)
+        assert torch.equal(graph.transpose().to(torch.float32).to_dense(), graph.to_dense().T.float())
+
+
 def test_bipartite() -> None:
     graph = Graph.from_edges(**EDGES)
     dense = torch.zeros(5, 5)
@@ -313,6 +343,8 @@ def test_foreign_types_are_refused() -> None:
         Graph.from_torch(torch.ones(2, 2))
     with pytest.raises(ValueError, match=r"sparse: found shape \(1, 1, 1\)"):
         Graph.from_torch(torch.ones(1, 1, 1).to_sparse())
+    with pytest.raises(ValueError, match="sparse: found 1 dense dimension, expected two sparse ones"):
+        Graph.from_torch(torch.ones(2, 2).to_sparse(1))
     with pytest.raises(TypeError, match="matrix: found ndarray, expected a scipy sparse matrix"):
         Graph.from_scipy(np.ones((2, 2)))
     with pytest.raises(ValueError, match="normalize: found negative values"):
