@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-
-if sys.platform != "win32":
-    import fcntl
 
 TEMPORARY_SUFFIX = ".partial"
 
@@ -30,8 +26,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the rename itself is durable once the folder is
-        _sync(path.parent, os.O_RDONLY)
+    _sync(path.parent, os.O_RDONLY)  # the rename itself is durable once the folder is
 
 
 def read_lines(path: Path) -> list[str]:
@@ -47,30 +42,37 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Within the block, no other process is in such a block of the folder; the lock goes with the process.
+class Lock:
+    """Keeps a file or folder from the locks of others, until it is released or the process ends.
 
-    Where the file system or the platform has no locks of folders, the block just runs.
-
-    Raises:
-        ValueError: another process is in one.
+    Where the file system has no such locks, nothing is locked.
     """
-    if sys.platform == "win32":
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ValueError(f"another process is writing to the folder {folder}, expected none beside this one") from error
-    except OSError:
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+
+    def __init__(self, path: Path) -> None:
+        """Lock ``path``.
+
+        Raises:
+            BlockingIOError: another lock holds it.
+        """
+        # Writable, as network file systems ask for; a folder cannot be opened so.
+        self._descriptor: int | None = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise
+        except OSError:
+            pass
+
+    def release(self) -> None:
+        """Let others lock it."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            self.release()
 
 
 def _sync(path: Path, flags: int) -> None:

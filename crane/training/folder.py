@@ -15,17 +15,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from crane.config import RunConfig
-from crane.files import TEMPORARY_SUFFIX, locked, write_text
+from crane.files import TEMPORARY_SUFFIX, Lock, write_text
 from crane.training.checkpoint import Checkpoints
 
 SAFETENSORS_TEMPORARY = ".tmp??????"  # what safetensors writes before it renames
@@ -88,7 +87,7 @@ class RunFolder:
         self.report = path / "report.md"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = Checkpoints(path / "checkpoints")
-        self._claim: BinaryIO | None = None
+        self._claim: Lock | None = None
 
     def check_new(self) -> None:
         """Refuse a path that holds something already, besides what :meth:`create` leaves when the process dies in it.
@@ -126,10 +125,13 @@ class RunFolder:
         """
         self.check_new()
         self.path.mkdir(parents=True, exist_ok=True)
-        with locked(self.path):
+        making = self._lock(self.path, "is making")
+        try:
             self.check_new()  # again, for what another process did before the lock
             write_text(self.environment, json.dumps(environment, indent=2) + "\n")
             config.save(self.config)  # last: it is what makes the folder a run
+        finally:
+            making.release()
 
     def read_environment(self) -> dict[str, Any]:
         """What :meth:`create` wrote about the environment.
@@ -149,21 +151,20 @@ class RunFolder:
         Raises:
             ValueError: another is training it.
         """
-        if self._claim is not None:
-            return
-        file = self.config.open("r+b")  # locked for this: it is there as long as the run, and never written again
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise ValueError(f"another process is training the run {self.path}: wait for it or end it first") from None
-        self._claim = file
+        if self._claim is None:  # by a file that is there as long as the run, and is never written again
+            self._claim = self._lock(self.config, "is training")
 
     def release(self) -> None:
         """Let others train the run again."""
         if self._claim is not None:
-            self._claim.close()
+            self._claim.release()
             self._claim = None
+
+    def _lock(self, path: Path, doing: str) -> Lock:
+        try:
+            return Lock(path)
+        except BlockingIOError:
+            raise ValueError(f"another process {doing} the run {self.path}: wait for it or end it first") from None
 
     def remove_leftovers(self) -> None:
         """Remove what a process leaves that was killed while it wrote."""

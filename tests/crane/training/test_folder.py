@@ -1,5 +1,8 @@
 """Run folders: who gets which, and what stays of one that was refused."""
 
+import errno
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -33,7 +36,7 @@ def test_of_two_that_make_a_run_in_one_folder_one_is_refused(tmp_path: Path, mon
     save = RunConfig.save
 
     def save_after_another_has_come(self: RunConfig, path: Path) -> None:
-        with pytest.raises(ValueError, match="another process is writing to the folder"):
+        with pytest.raises(ValueError, match="another process is making the run"):
             RunFolder(tmp_path / "run").create(config(2), {})
         save(self, path)
 
@@ -43,3 +46,19 @@ def test_of_two_that_make_a_run_in_one_folder_one_is_refused(tmp_path: Path, mon
     assert RunConfig.load(folder.config).seed == 1
     with pytest.raises(ValueError, match="is not empty: name a new one"):
         RunFolder(tmp_path / "run").create(config(2), {})
+
+
+def test_file_systems_without_locks_do_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    folder = RunFolder(tmp_path / "run")
+    folder.create(config(1), {})
+    before = os.listdir("/dev/fd")
+    folder.claim()
+    folder.claim()
+    folder.release()
+    folder.claim()
+    del folder
+    assert os.listdir("/dev/fd") == before

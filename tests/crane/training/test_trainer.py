@@ -250,6 +250,8 @@ def test_a_run_that_is_being_trained_is_refused(tmp_path: Path, make_trainer: Ma
     other.release()
     assert trainer.fit().epoch == 4
     other.claim()
+    del other
+    RunFolder(tmp_path / "run").claim()
 
 
 def test_files_half_written_when_killed_are_removed(tmp_path: Path, make_trainer: MakeTrainer) -> None:
