@@ -639,3 +639,24 @@ def _sum_repeats(rowptr: Tensor, col: Tensor, value: Tensor) -> tuple[Tensor, Te
 def _safe_power(x: Tensor, power: float) -> Tensor:
     """``x ** power``, and 0 where ``x`` is 0."""
     return torch.where(x > 0, x, torch.ones_like(x)).pow(power) * (x > 0)
+
+
+def _fake_sort_edges(row: Tensor, col: Tensor, n_rows: int, n_cols: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n_edges = row.shape[0]
+    sorted_col = col.new_empty(n_edges, dtype=checks.index_dtype(n_cols))
+    order = col.new_empty(n_edges, dtype=checks.index_dtype(n_edges))
+    return row.new_empty(n_rows + 1), sorted_col, order, row.new_empty(1)
+
+
+def _fake_transpose(rowptr: Tensor, col: Tensor, n_cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    n_rows, n_edges = rowptr.shape[0] - 1, col.shape[0]
+    return (
+        rowptr.new_empty(n_cols + 1),
+        col.new_empty(n_edges, dtype=checks.index_dtype(n_rows)),
+        col.new_empty(n_edges, dtype=checks.index_dtype(n_edges)),
+    )
+
+
+if extension.missing() is None:
+    torch.library.register_fake("crane_kernels::sort_edges", _fake_sort_edges)
+    torch.library.register_fake("crane_kernels::transpose", _fake_transpose)

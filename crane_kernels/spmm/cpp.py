@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crane_kernels import checks, extension
+from crane_kernels import extension
 from crane_kernels.graph import Graph
 from crane_kernels.ordered import sum_at
 from crane_kernels.spmm.reference import Reduce
@@ -165,29 +165,11 @@ def _fake_sddmm(_rowptr: Tensor, col: Tensor, *rest: Any) -> Tensor:
     return rest[-2].new_empty(col.shape[0])  # type: ignore[no-any-return]
 
 
-def _fake_sort_edges(row: Tensor, col: Tensor, n_rows: int, n_cols: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n_edges = row.shape[0]
-    sorted_col = col.new_empty(n_edges, dtype=checks.index_dtype(n_cols))
-    order = col.new_empty(n_edges, dtype=checks.index_dtype(n_edges))
-    return row.new_empty(n_rows + 1), sorted_col, order, row.new_empty(1)
-
-
-def _fake_transpose(rowptr: Tensor, col: Tensor, n_cols: int) -> tuple[Tensor, Tensor, Tensor]:
-    n_rows, n_edges = rowptr.shape[0] - 1, col.shape[0]
-    return (
-        rowptr.new_empty(n_cols + 1),
-        col.new_empty(n_edges, dtype=checks.index_dtype(n_rows)),
-        col.new_empty(n_edges, dtype=checks.index_dtype(n_edges)),
-    )
-
-
 if extension.missing() is None:
     torch.library.register_fake("crane_kernels::spmm", _fake_spmm)
     torch.library.register_fake("crane_kernels::spmm_t", _fake_spmm_t)
     torch.library.register_fake("crane_kernels::spmm_max", _fake_max)
     torch.library.register_fake("crane_kernels::sddmm", _fake_sddmm)
-    torch.library.register_fake("crane_kernels::sort_edges", _fake_sort_edges)
-    torch.library.register_fake("crane_kernels::transpose", _fake_transpose)
     torch.library.register_autograd("crane_kernels::spmm", _spmm_backward, setup_context=_spmm_save)
     torch.library.register_autograd("crane_kernels::spmm_t", _spmm_t_backward, setup_context=_spmm_t_save)
     torch.library.register_autograd("crane_kernels::spmm_max", _max_backward, setup_context=_max_save)
