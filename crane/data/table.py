@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -112,6 +113,8 @@ class Source:
                         f"{self.path} line {line}: found {len(fields)} fields, expected {len(header)}"
                     ) from error
             raise ValueError(f"{self.path} cannot be read: {_first_line(error)}") from error
+        if self.quoted and (opened := self._open_quote()) is not None:
+            raise ValueError(f"{self.path} line {opened}: a quote opens a value and none closes it")
         trimmed = (pc.utf8_trim_whitespace(column) for column in table.columns)
         return pa.table(dict(zip(names, trimmed, strict=True)))
 
@@ -130,6 +133,20 @@ class Source:
                 column_types=dict.fromkeys(columns, pa.string()), include_columns=columns
             ),
         )
+
+    def _open_quote(self) -> int | None:
+        """The line where the last record begins, if the file ends within its quotes: all that follows would be lost."""
+        with self.path.open("rb") as stream:
+            if sum(block.count(b'"') for block in iter(lambda: stream.read(_BLOCK), b"")) % 2 == 0:
+                return None
+        last = deque((line for line, _ in self._records()), maxlen=1)[0]
+        with self.path.open(encoding="utf-8-sig", newline="") as stream:
+            try:
+                for _ in csv.reader(islice(stream, last - 1, None), strict=True):
+                    pass
+            except csv.Error as error:
+                return last if "unexpected end of data" in str(error) else None
+        return None
 
     def _first_record(self) -> list[str]:
         return next((fields for _, fields in self._records()), [])

@@ -179,6 +179,7 @@ def test_parquet_features_are_list_columns(tmp_path, lists):
         (["user,item", "a,1", '"b', 'c",2'], " line 3: user is 'b\\nc', expected an id without line breaks"),
         (["user,item", 'a,"1', *["b,2"] * 40, '"'], " line 2: item is '1\\nb,2\\nb,2"),
         (["user,item", "a\0,1"], " line 2: user is 'a\\x00', expected an id without line breaks and NUL bytes"),
+        (["user,item,note", "a,1,x", 'b,2,"y', "c,3,z"], " line 3: a quote opens a value and none closes it"),
         (["user,item", "a,1", "a"], " line 3: found 1 fields, expected 2"),
         (["user,item", "a,1", "a,1,2"], " line 3: found 3 fields, expected 2"),
         (["users,item", "a,1"], ": no column 'user', found 'users', 'item'"),
@@ -381,6 +382,11 @@ def test_features_that_are_all_invalid_or_empty_are_refused(tmp_path, refused):
     columns = {"item": [1, 2, 9], "image": [None, None, [1.0, 2.0]]}
     pq.write_table(pa.table(columns), tmp_path / "items.parquet")
     refused(path, "items.parquet has features of items such as 9, none of which is in")
+
+
+def test_a_quote_within_a_value_is_a_character(tmp_path):
+    data = load(write_csv(tmp_path, "user,item,note", 'u,5" pipe,x', 'v,2,"a""b"'))
+    assert pairs(data) == {("u", '5" pipe'), ("v", "2")}
 
 
 def test_suffixes_in_capitals_are_the_same(tmp_path):
