@@ -290,7 +290,7 @@ def load_projected(
     return queries, keys, values, places, inside
 
 
-@kernel(between_specimens, [config(8, 1), config(4, 1)], KEY)
+@kernel(between_specimens, [config(4, 1)], KEY)
 def modality_attention_context_kernel(
     projected, context, n, scale, TOKENS: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, C: tl.constexpr,
     E: tl.constexpr, BLOCK: tl.constexpr,
@@ -312,7 +312,7 @@ def gradient_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
     return [specimen | more for specimen in between_specimens(dtype, width)]
 
 
-@kernel(gradient_specimens, [config(8, 1), config(4, 1)], KEY)
+@kernel(gradient_specimens, [config(4, 1)], KEY)
 def modality_attention_gradient_kernel(
     projected, grad_context, context, grad_projected, n, scale, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
     HEADS: tl.constexpr, C: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr,

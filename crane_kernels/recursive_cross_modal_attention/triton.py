@@ -13,10 +13,16 @@ formulas, with U_m = X_m B_m and A_m = X_m^T E * scale::
     dW_m = dB_m C_m^T        dA_m = W_m^T dB_m * (1 - C_m^2) * scale        dW_E = G dA        db_E = dA^T X^T 1
     dX   = dY + [dU_m B_m^T]_m + X (dA W_E^T + W_E dA^T) + dA b_E
 
-Bytes of a recursion over the fewest (X read and written; backward: X and dY read twice, dX written): every program adds
-its weights and its part of the sums, and backward reads X once more a modality beyond the first. With FORWARD_PROGRAMS
-of 120, M = 2, d = 64 and float32: 1.10 forward and 1.23 backward at N = 255,404; 1.40 and 1.32 at N = 63,001; 1.82 and
-1.49 at N = 26,495, where fewer programs would move less and leave most of the device idle.
+Bytes of a recursion with P and P' programs for a modality, in elements (the sums' are of float32), over the fewest::
+
+    forward   2 N M d + P d^2 (3 M + M (M + 1) / 2 + M^2)     over 2 N M d, X read and written
+    backward  (4 + M) N M d + P' M d^2 (8 + M)                over 5 N M d, X and dY read twice and dX written
+
+as each program reads the weights and leaves its part of the sums, which is read once more, and backward reads X again
+for each modality beyond the first. P is at most FORWARD_PROGRAMS, P' that over M, each of SMALLEST_CHUNK rows or more.
+With M = 2, d = 64 and float32: 1.10 forward and 1.23 backward at N = 255,404; 1.40 and 1.32 at N = 63,001; 1.82 and
+1.49 at N = 26,495. For 1.1 forward there, 12 programs would have to do the work of 104, and most of the device would be
+idle.
 """
 
 from __future__ import annotations
@@ -36,7 +42,9 @@ from crane_kernels.triton_support import config, input_precision, kernel, operat
 
 FORWARD_PROGRAMS = 120  # about one a multiprocessor of the larger chips: each costs its weights and its part of G
 SMALLEST_CHUNK = 256
+WIDEST = 64
 TOTAL_WIDTH = 128  # of all modalities: beyond it the Gram matrix does not fit a program's registers
+TOTAL_WIDTH_OF_MANY = 96  # of three and more, which have more blocks of it
 
 
 @triton.constexpr_function
@@ -96,12 +104,17 @@ TILES = [config(8, 1, BLOCK=16), config(8, 2, BLOCK=16)]
 
 
 def served(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
-    """For the compile matrix: the constants of each kernel, none for widths that :func:`refuses` turns away."""
-    if width > 64:
-        return []
+    """For the compile matrix: the constants of each kernel, with as many modalities as :func:`refuses` lets pass."""
+    most = max((count for count in range(1, 5) if fits(count, width)), default=0)
     precisions = ("ieee", "tf32") if dtype == torch.float32 else ("ieee",)
-    sizes = {"MODALITIES": min(4, TOTAL_WIDTH // width), "WIDTH": width, "D": width}
-    return [sizes | {"PRECISION": precision} for precision in precisions]
+    sizes = {"MODALITIES": most, "WIDTH": width, "D": width}
+    return [sizes | {"PRECISION": precision} for precision in precisions if most]
+
+
+def fits(modalities: int, width: int) -> bool:
+    """Whether the Gram matrix and the weights fit a program's registers."""
+    most = TOTAL_WIDTH if modalities <= 2 else TOTAL_WIDTH_OF_MANY
+    return padded(width) <= WIDEST and modalities * padded(width) <= most
 
 
 def pass_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
@@ -210,7 +223,7 @@ def gram_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
     return [arguments | constants for constants in served(dtype, width)]
 
 
-@kernel(gram_specimens, TILES[:1], ["MODALITIES", "WIDTH"])
+@kernel(gram_specimens, [config(8, 1, 255, BLOCK=16)], ["MODALITIES", "WIDTH"])
 def rca_gram_kernel(
     x, gram_parts, sums_parts, n, chunk,
     MODALITIES: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
@@ -657,8 +670,9 @@ def refuses(x: Tensor, *_: Any) -> str | None:
     reason = triton_support.refuses("x", x, width)
     if reason is not None:
         return reason
-    if padded(width) > 64 or modalities * padded(width) > TOTAL_WIDTH:
-        return f"x has {modalities} modalities of width {width}, together more than the {TOTAL_WIDTH} of a tile"
+    if not fits(modalities, width):
+        most = TOTAL_WIDTH if modalities <= 2 else TOTAL_WIDTH_OF_MANY
+        return f"x has {modalities} modalities of width {width}, together more than the {most} of a tile"
     return None
 
 
