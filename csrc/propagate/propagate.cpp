@@ -33,7 +33,7 @@ Tensor propagate_all(const Csr& a, const Tensor& x, int64_t layers) {
       // The last layer writes the result, the one before the other buffer, and so on backwards.
       args.y = static_cast<decltype(args.y)>(((layers - layer) % 2 == 0 ? result : other).mutable_data_ptr());
       args.scale = layer == layers ? 1 / static_cast<decltype(args.scale)>(layers + 1) : 1;
-      spmm_run(functions, args, {nullptr, a.n_rows, nullptr});
+      spmm_run(functions, args, {nullptr, a.n_rows});
       args.x = args.y;
       args.x_stride = args.width;
     }
@@ -121,8 +121,12 @@ class Layers {
     args_.n_rows = to == nullptr ? n_rows_ : to->size();
     args_.base_rows = base_rows;
     args_.scale = --left_ == 0 ? last_scale_ : 1;
-    const Index* position = at_ == nullptr ? nullptr : at_->position.data();
-    spmm_run(functions_, args_, {to == nullptr ? nullptr : to->rows.data(), args_.n_rows, position});
+    Part<Index> part{to == nullptr ? nullptr : to->rows.data(), args_.n_rows};
+    if (at_ != nullptr) {
+      part.position = at_->position.data();
+      part.bits = at_->bits.data();
+    }
+    spmm_run(functions_, args_, part);
   }
 
   const Tensor& last() const { return x_; }

@@ -37,14 +37,16 @@ inline Mask mask_of(const std::vector<int64_t>& rows, int64_t n) {
   return mask;
 }
 
-// A set of rows in ascending order, and where each of all rows stands among them (-1: nowhere).
+// A set of rows in ascending order, where each of all rows stands among them (-1: nowhere), and a bit for each of all
+// rows, whether it is one: of millions of rows a cache holds the bits and not the positions.
 template <typename Index>
 struct RowSet {
   std::vector<int64_t> rows;
   std::vector<Index> position;
+  std::vector<uint64_t> bits;
 
-  explicit RowSet(const Mask& mask) : position(mask.size()) {
-    constexpr int64_t kChunk = 1 << 15;
+  explicit RowSet(const Mask& mask) : position(mask.size()), bits((mask.size() + 63) / 64) {
+    constexpr int64_t kChunk = 1 << 15;  // of whole words of bits
     const int64_t n = static_cast<int64_t>(mask.size()), n_chunks = (n + kChunk - 1) / kChunk;
     std::vector<int64_t> before(n_chunks + 1);
     parallel_tasks(n_chunks, [&](int64_t c) {
@@ -57,6 +59,7 @@ struct RowSet {
       int64_t next = before[c];
       for (int64_t i = c * kChunk; i < std::min(n, (c + 1) * kChunk); ++i) {
         position[i] = mask[i] ? static_cast<Index>(next) : Index{-1};
+        bits[i / 64] |= uint64_t{mask[i]} << (i % 64);
         if (mask[i]) rows[next++] = i;
       }
     });

@@ -172,7 +172,7 @@ Tensor spmm(const Tensor& rowptr, const Tensor& col, const Tensor& value, const 
     args.y = static_cast<decltype(args.y)>(y.mutable_data_ptr());
     args.n_rows = n_out;
     args.mean = mean;
-    spmm_run(functions, args, {rows ? list.data() : nullptr, n_out, nullptr});
+    spmm_run(functions, args, {rows ? list.data() : nullptr, n_out});
   });
   return y;
 }
@@ -190,7 +190,7 @@ Tensor spmm_t(const Tensor& rowptr, const Tensor& col, const Tensor& value, cons
     Tensor y = new_matrix(grad, n_cols, grad.size(1));
     t.visit(grad, [&](const auto& functions, auto args) {
       args.y = static_cast<decltype(args.y)>(y.mutable_data_ptr());
-      spmm_run(functions, args, {nullptr, n_cols, nullptr});
+      spmm_run(functions, args, {nullptr, n_cols});
     });
     return y;
   }
@@ -210,7 +210,7 @@ Tensor spmm_t(const Tensor& rowptr, const Tensor& col, const Tensor& value, cons
     args.y = static_cast<decltype(args.y)>(y.mutable_data_ptr());
     args.y_rows = out.rows.data();
     args.n_rows = out.size();
-    spmm_run(functions, args, {out.rows.data(), out.size(), set.position.data()});
+    spmm_run(functions, args, {out.rows.data(), out.size(), set.position.data(), set.bits.data()});
     clear_other_rows(reached, args.y, args.width * sizeof(*args.y));
   });
   return y;
@@ -231,7 +231,7 @@ std::tuple<Tensor, Tensor> spmm_max(const Tensor& rowptr, const Tensor& col, con
     using Sum = decltype(args.scale);
     args.y = static_cast<decltype(args.y)>(y.mutable_data_ptr());
     args.argmax = argmax.mutable_data_ptr<int64_t>();
-    const Part<Index> part{rows ? list.data() : nullptr, n_out, nullptr};
+    const Part<Index> part{rows ? list.data() : nullptr, n_out};
     const std::vector<int64_t> before = rows ? edges_before(args.rowptr, part) : std::vector<int64_t>();
     const int64_t* ends = rows ? before.data() : args.rowptr;
     const auto shift = [&](int64_t k) { return args.rowptr[part.row(k)] - ends[k]; };
@@ -274,13 +274,13 @@ Tensor sddmm(const Tensor& rowptr, const Tensor& col, const Optional&, const Opt
   a.visit(x, [&](const auto& functions, auto args) {
     using Index = std::remove_const_t<std::remove_pointer_t<decltype(args.col)>>;
     using T = std::remove_const_t<std::remove_pointer_t<decltype(args.x)>>;
-    Part<Index> part{nullptr, a.n_rows, nullptr};
+    Part<Index> part{nullptr, a.n_rows};
     std::vector<int64_t> unique, before;
     if (rows) {
       const RowSet<Index> set(mask_of(list, a.n_rows));
       grad = sum_repeats(functions, set, list, grad);
       unique = set.rows;
-      part = {unique.data(), set.size(), nullptr};
+      part = {unique.data(), set.size()};
       before = edges_before(args.rowptr, part);
     }
     const int64_t* ends = rows ? before.data() : args.rowptr;

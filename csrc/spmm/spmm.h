@@ -55,7 +55,8 @@ template <typename Index>
 struct Part {
   const int64_t* rows = nullptr;  // null: all
   int64_t n_rows = 0;
-  const Index* position = nullptr;  // null, or the row of x that stands for each column; -1: its edges are left out
+  const Index* position = nullptr;  // null, or the row of x that stands for each column; without one, its edges are
+  const uint64_t* bits = nullptr;   // left out: a bit for each column, whether it has one
 
   bool whole() const { return rows == nullptr && position == nullptr; }
   int64_t row(int64_t k) const { return rows == nullptr ? k : rows[k]; }
@@ -76,12 +77,14 @@ struct TaskEdges {
       size += end - begin;
       return;
     }
+    const int64_t first = size;
     for (int64_t e = begin; e < end; ++e) {  // without a branch, which would be guessed wrong too often
-      const Index at = part.position[a.col[e]];
-      col[size] = at;
+      const Index column = a.col[e];
+      col[size] = column;
       value[size] = a.value[e];
-      size += at >= 0;
+      size += part.bits[column / 64] >> (column % 64) & 1;
     }
+    for (int64_t k = first; k < size; ++k) col[k] = part.position[col[k]];
   }
 
   SpmmArgs<T, Index> args_of(SpmmArgs<T, Index> args) const {
