@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comparison import assert_as_good_as_plain, root_mean_square, value_and_gradients
+from comparison import assert_as_good_as_plain, root_mean_square, value_and_gradients, worst
 from interpreter import counted
 from torch import Tensor
 
@@ -50,7 +50,9 @@ def assert_right(arguments: Leaves, heads: int) -> list[Tensor]:
     double = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in arguments]
     exact = results(double, heads, "reference")
     wanted = [name for name, t in zip(NAMES[1:], arguments, strict=True) if t is not None and t.requires_grad]
-    assert_as_good_as_plain(found, plain, exact, ["value", *wanted], root_mean_square, root_mean_square)
+    # In float32 a maximum of so few roundings is but one draw.
+    measure = root_mean_square if arguments[0].dtype == torch.float32 else worst
+    assert_as_good_as_plain(found, plain, exact, ["value", *wanted], measure, measure)
     return found
 
 
