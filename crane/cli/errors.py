@@ -19,4 +19,7 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
+        raise UserError(" ".join(text.split())) from error

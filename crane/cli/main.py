@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
+import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -21,11 +24,16 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # ids hold what a terminal's encoding may not
     try:
         arguments = _parser().parse_args(argv)
         with user_errors():  # crane_kernels reads its environment variables when it is imported
             command = importlib.import_module(f"crane.cli.{arguments.command}")
-        return int(command.run(arguments))
+        code = int(command.run(arguments))
+        sys.stdout.flush()
+        return code
     except SystemExit as stop:  # argparse, after --help or a wrong argument
         return int(stop.code or 0)
     except UserError as error:
@@ -38,9 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"crane {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # of what is printed: those of files have been told apart by now
+        print(f"crane {arguments.command}: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        _give_up_output()
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _give_up_output() -> None:
+    """Let the interpreter's own last flush go nowhere, so that it has nothing to complain about."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

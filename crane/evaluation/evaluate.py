@@ -80,10 +80,12 @@ def evaluate_split(
         metrics: names of metrics.
 
     Raises:
-        ValueError: ``split`` is something else, or what :func:`evaluate` raises.
+        ValueError: ``split`` is something else or empty, or what :func:`evaluate` raises.
     """
     if split not in ("validation", "test"):
         raise ValueError(f"split: found {split!r}, expected 'validation' or 'test'")
+    if not len(getattr(dataset, split)):
+        raise ValueError(f"the data set {dataset.name} has no {split} interactions, expected some to be found")
     known = ("train", "validation") if mask_validation and split == "test" else ("train",)
     return evaluate(user, item, dataset.graph(*known), dataset.graph(split), ks, metrics)
 

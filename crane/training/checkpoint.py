@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,25 @@ from crane.files import write_text
 from crane.tensors import load_tensors, save_tensors
 
 _STATE = "state.json"
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "data": lambda value: isinstance(value, str),
+    "epoch": _is_count,
+    "best_epoch": _is_count,
+    "best_value": lambda value: value is None or _is_number(value),
+    "evaluations_since_best": _is_count,
+    "finished": lambda value: value is None or isinstance(value, str),
+    "test": lambda value: value is None or (isinstance(value, dict) and all(map(_is_number, value.values()))),
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +97,9 @@ class Checkpoints:
             names = {entry.name for entry in dataclasses.fields(TrainingState)}
             if not isinstance(content, dict) or content.keys() != names:
                 raise ValueError(f"it does not hold the entries {', '.join(sorted(names))}")
+            for name, value in content.items():
+                if not _FITS[name](value):
+                    raise ValueError(f"{name} is {value!r}")
             return TrainingState(**content)
         except FileNotFoundError:
             return None

@@ -27,6 +27,7 @@ from crane.config import RunConfig
 from crane.files import TEMPORARY_SUFFIX, Lock, write_text
 from crane.training.checkpoint import Checkpoints
 
+RECORD = {"epoch", "loss", "parts", "learning_rate", "validation", "train_seconds", "evaluate_seconds"}  # of an epoch
 SAFETENSORS_TEMPORARY = ".tmp??????"  # what safetensors writes before it renames
 
 
@@ -141,7 +142,11 @@ class RunFolder:
         """
         try:
             content = json.loads(self.environment.read_text(encoding="utf-8"))
-            return {name: content[name] for name in ("versions", "processor", "threads", "operations")}
+            kinds = {"versions": dict, "processor": str, "threads": int, "operations": dict}
+            wrong = [name for name, kind in kinds.items() if not isinstance(content[name], kind)]
+            if wrong:
+                raise ValueError(f"{wrong[0]} is {content[wrong[0]]!r}")
+            return {name: content[name] for name in kinds}
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise ValueError(f"{self.environment} is damaged: {error!r}, expected what the run began on") from error
 
@@ -187,21 +192,45 @@ class RunFolder:
         """
         if epochs == 0:
             return []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        lines = self._metric_lines()
         if len(lines) < epochs:
             raise ValueError(f"{self.metrics}: found {len(lines)} lines, expected one for each of {epochs} epochs")
         records: list[dict[str, Any]] = []
         for number, line in enumerate(lines[:epochs], start=1):
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                raise ValueError(
-                    f"{self.metrics}, line {number}: expected a JSON object, found {line[:40]!r}"
-                ) from None
+            record = _parsed(line)
+            if not isinstance(record, dict) or record.get("epoch") != number or not record.keys() >= RECORD:
+                raise ValueError(f"{self.metrics}, line {number}: expected the record of an epoch, found {line[:40]!r}")
+            records.append(record)
         return records
+
+    def check_no_epochs(self) -> None:
+        """Refuse to begin again where epochs were trained: a process that dies in the first one leaves one line.
+
+        Raises:
+            ValueError: the metrics are there and the checkpoint is not.
+        """
+        epochs = len(self._metric_lines()) - 1
+        if epochs > 0:
+            raise ValueError(
+                f"the run {self.path} has lost its checkpoint: {self.metrics.name} tells of at least {epochs} epochs; "
+                "put it back, or train a new run"
+            )
+
+    def _metric_lines(self) -> list[str]:
+        if not self.metrics.exists():
+            return []
+        return self.metrics.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
 
     def truncate_metrics(self, epochs: int) -> None:
         """Drop the lines past the first ``epochs``, which a killed process may have written, or written in part."""
         if self.metrics.exists():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines()[:epochs]
+            lines = self._metric_lines()[:epochs]
             write_text(self.metrics, "".join(line + "\n" for line in lines))
+
+
+def _parsed(line: str) -> Any:
+    """The JSON of a line; None where it is none."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None

@@ -86,6 +86,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.config.training.learning_rate)
         state = self.folder.checkpoints.load_state()
         if state is None:
+            self.folder.check_no_epochs()
             state = TrainingState(data=fingerprint(self.dataset))
         else:
             check_same_data(state, self.dataset)

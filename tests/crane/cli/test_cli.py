@@ -388,7 +388,7 @@ def test_a_fixed_number_of_epochs_needs_no_validation(crane: Crane, tiny_data: P
     assert "best epoch 2 of 2" in result.out
     assert crane("recommend", "run", "--users", "u1").code == 0
     assert crane("evaluate", "run").code == 0
-    assert "no user has an item to be found" in crane("evaluate", "run", "--split", "validation").err
+    assert "tiny has no validation interactions" in crane("evaluate", "run", "--split", "validation").err
 
 
 def test_an_unfinished_run_says_how_to_finish_it(crane: Crane, finished: Path) -> None:
@@ -412,6 +412,36 @@ def test_a_damaged_export_is_made_again(crane: Crane, finished: Path) -> None:
     assert result.err.endswith("; make it again with crane train --resume damaged\n")
     assert crane("train", "--resume", "damaged").code == 0
     assert Path("damaged/export.safetensors").read_bytes() == sound
+
+
+@pytest.mark.parametrize("command", [("train", "--resume"), ("evaluate",)], ids=lambda command: command[0])
+def test_a_configuration_that_lost_settings_is_refused(crane: Crane, finished: Path, command: tuple[str, ...]) -> None:
+    shutil.copytree(finished, "cut")
+    text = Path("cut/config.yaml").read_text()
+    Path("cut/config.yaml").write_text(text[: text.index("  epochs:")] + "  epochs: 9\n")
+    result = crane(*command, "cut")
+    assert (result.code, result.out) == (2, "")
+    assert "config.yaml is damaged: it lacks evaluation." in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_run_that_lost_its_checkpoint_does_not_begin_again(crane: Crane, finished: Path) -> None:
+    shutil.copytree(finished, "lost")
+    shutil.rmtree("lost/checkpoints")
+    metrics = Path("lost/metrics.jsonl").read_bytes()
+    result = crane("train", "--resume", "lost")
+    assert (result.code, result.out) == (2, "")
+    assert "the run lost has lost its checkpoint: metrics.jsonl tells of at least 2 epochs" in result.err
+    assert Path("lost/metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_output_that_cannot_be_written_is_one_sentence(tiny_data: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-P", "-m", "crane", "data", str(tiny_data)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert done.returncode == 1
+    assert done.stderr == "crane data: standard output cannot be written: No space left on device\n"
 
 
 def test_version(crane: Crane) -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,10 @@ def test_no_checkpoint_is_no_state(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "none").load_state() is None
 
 
+def state(**changed: object) -> str:
+    return json.dumps(dataclasses.asdict(TrainingState(data="d", epoch=3)) | changed)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -59,6 +65,11 @@ def test_no_checkpoint_is_no_state(tmp_path: Path) -> None:
         ('{"data": "d", "color": 1}', "it does not hold the entries"),
         ("[]", "it does not hold the entries"),
         ("3", "it does not hold the entries"),
+        (state(epoch="4"), "epoch is '4'"),
+        (state(epoch=4.0), r"epoch is 4\.0"),
+        (state(best_value="x"), "best_value is 'x'"),
+        (state(test=[1]), r"test is \[1\]"),
+        (state(test={"recall@20": "a"}), "test is {'recall@20': 'a'}"),
     ],
 )
 def test_a_damaged_state_is_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -223,7 +223,9 @@ def test_a_torn_last_line_of_metrics_is_dropped(tmp_path: Path, make_trainer: Ma
     ("change", "message"),
     [
         (lambda lines: lines[:1], r"metrics\.jsonl: found 1 lines, expected one for each of 2 epochs"),
-        (lambda lines: ["{", *lines[1:]], r"metrics\.jsonl, line 1: expected a JSON object, found '\{'"),
+        (lambda lines: ["{", *lines[1:]], r"metrics\.jsonl, line 1: expected the record of an epoch, found '\{'"),
+        (lambda lines: ["{}", *lines[1:]], r"metrics\.jsonl, line 1: expected the record of an epoch, found '\{\}'"),
+        (lambda lines: lines[::-1], r"metrics\.jsonl, line 1: expected the record of an epoch, found "),
         (lambda _: [], r"metrics\.jsonl: found 0 lines"),
     ],
 )
