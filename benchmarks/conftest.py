@@ -174,8 +174,10 @@ def _where(item: pytest.Item) -> dict[str, str]:
 def compare(measure: Measure, benchmark: BenchmarkFixture, dataset: Dataset, quick: bool) -> Callable[..., None]:
     """Time ours against one baseline, turn by turn, and require a ratio of the medians."""
 
-    def run(ours: Callable[[], object], peer: str, baseline: Callable[[], object], at_least: float, case: str) -> None:
-        size, rounds = len(dataset.train), 1 if quick else 7
+    def run(
+        ours: Callable[[], object], peer: str, baseline: Callable[[], object], at_least: float, case: str, rounds: int
+    ) -> None:
+        rounds, size = 1 if quick else rounds, len(dataset.train)
         measure(ours, {peer: baseline}, size=size, unit="interactions", case=case, agree=anything, rounds=rounds)
         assert quick or benchmark.extra_info["peers"][peer]["ratio"] >= at_least
 
