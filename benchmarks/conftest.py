@@ -102,6 +102,12 @@ def not_compiled(scale: str, quick: bool, request: pytest.FixtureRequest) -> str
 
 
 @pytest.fixture
+def coo_left_out(graph: Graph, request: pytest.FixtureRequest) -> str | None:
+    """Why products with COO tensors, which sort, are no peers of several layers; None when they are."""
+    return peers.TOO_MANY if graph.nnz > peers.MANY_EDGES and not request.config.getoption("--scale") else None
+
+
+@pytest.fixture
 def dataset(scale: str, request: pytest.FixtureRequest) -> Dataset:
     """The data set of the scale."""
     return scales.dataset(scale, _folder(scale, request.config))

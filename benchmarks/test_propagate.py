@@ -35,22 +35,33 @@ def layer_mean(product: peers.Function, x: Tensor, count: int = LAYERS) -> Tenso
     return torch.stack(layers, dim=1).mean(dim=1)
 
 
-def layer_means(graph: Graph, not_compiled: str | None) -> dict[str, peers.Function | str]:
+def layer_means(graph: Graph, not_compiled: str | None, coo_left_out: str | None) -> dict[str, peers.Function | str]:
     """What others propagate with."""
+    products = peers.products(graph)
+    if coo_left_out is not None:
+        products |= {name: coo_left_out for name in products if "COO" in name}
     means = {
         name: product if isinstance(product, str) else partial(layer_mean, product)
-        for name, product in peers.products(graph).items()
+        for name, product in products.items()
     }
     compiled = not_compiled or (lambda x: peers.compiled(reference.propagate)(graph, x, LAYERS))
     return {**means, peers.COMPILED: compiled}
 
 
 @pytest.mark.parametrize("case", peers.CASES)
-def test_propagate(case: str, measure: Measure, graph: Graph, requested: str | None, not_compiled: str | None) -> None:
+def test_propagate(
+    case: str,
+    measure: Measure,
+    graph: Graph,
+    requested: str | None,
+    not_compiled: str | None,
+    coo_left_out: str | None,
+) -> None:
     x = features(graph)
+    others = layer_means(graph, not_compiled, coo_left_out)
     measure(
         peers.run(lambda x: propagate(graph, x, LAYERS, implementation=requested), (x,), case),
-        {name: peers.run(mean, (x,), case) for name, mean in layer_means(graph, not_compiled).items()},
+        {name: peers.run(mean, (x,), case) for name, mean in others.items()},
         case=case,
         size=graph.nnz,
         unit="edges",
