@@ -10,7 +10,6 @@ from functools import partial
 
 import peers
 import pytest
-import scales
 import torch
 from measuring import Measure
 from test_spmm import DIM, features, product_work
@@ -69,20 +68,21 @@ def test_propagate(
     )
 
 
-def batch_nodes(scale: str) -> Tensor:
+def batch_nodes(graph: Graph) -> Tensor:
     """The nodes of 2048 training triples: interactions, each user and item as often as it has any, and any items."""
-    users, items = map(torch.from_numpy, scales.interactions(scale))
-    size, generator = scales.SIZES[scale], torch.Generator().manual_seed(0)
+    row, col = graph.row().cpu(), graph.col.cpu().long()
+    users, items = row[row < col], col[row < col]  # users come first
+    generator = torch.Generator().manual_seed(0)
     edges = torch.randint(len(users), (BATCH,), generator=generator)
-    negatives = torch.randint(size.items, (BATCH,), generator=generator)
-    return torch.cat([users[edges], size.users + items[edges], size.users + negatives])
+    negatives = torch.randint(int(items.min()), graph.n_rows, (BATCH,), generator=generator)
+    return torch.cat([users[edges], items[edges], negatives]).to(graph.device)
 
 
 def test_propagate_rows_of_a_batch(
     measure: Measure, graph: Graph, scale: str, requested: str | None, quick: bool
 ) -> None:
     x = features(graph)
-    rows = batch_nodes(scale).to(graph.device)
+    rows = batch_nodes(graph)
 
     def ours(x: Tensor, rows: Tensor | None = rows) -> Tensor:
         return propagate(graph, x, BATCH_LAYERS, rows, implementation=requested)
