@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from crane_kernels import checks, extension
 from crane_kernels.ordered import sum_at, take
 
 _INT64_MAX = 2**63 - 1
+LARGEST = 2**48  # sizes from here on fit no memory
 
 Indices = Tensor | np.ndarray[Any, Any] | Sequence[int]
 Values = Tensor | np.ndarray[Any, Any] | Sequence[float]
@@ -93,6 +95,8 @@ class Graph:
 
     def _set(self, structure: _Structure, value: Tensor, symmetric: bool | None) -> None:
         shape = structure.shape
+        if symmetric is not None and not isinstance(symmetric, bool):
+            raise TypeError(f"symmetric: found {symmetric!r}, expected True, False or None")
         if symmetric and shape[0] != shape[1]:
             raise ValueError(f"symmetric: found True for shape {shape}, expected a square matrix")
         self._structure = structure
@@ -158,7 +162,7 @@ class Graph:
 
         Raises:
             TypeError: indices that are no integers, or values that are no numbers.
-            ValueError: an index out of range, lengths that do not match, NaN or infinite values, an unknown
+            ValueError: an index out of range, lengths that do not match, NaN or infinite values or sums, an unknown
                 ``duplicates``.
         """
         if duplicates not in ("sum", "keep"):
@@ -168,13 +172,14 @@ class Graph:
             raise ValueError(f"col: found {columns.numel()} indices, expected {rows.numel()}, one for each of row")
         checks.same_device("col", columns, rows.device, "row")
         weights = _values(value, columns)
-        n_rows, n_cols = _shape(shape) if shape is not None else (_span(rows), _span(columns))
+        n_rows, n_cols = _shape((_span(rows), _span(columns)) if shape is None else shape)
         _check_range("row", rows, n_rows)
         _check_range("col", columns, n_cols)
         pointers, columns, order, repeats = _sort(rows, columns, n_rows, n_cols)
         weights = weights if value is None else weights.index_select(0, order)
         if repeats and duplicates == "sum":
             pointers, columns, weights = _sum_repeats(pointers, columns, weights)
+            _require_finite("value, summed over duplicates", weights)
         graph = cls._trusted(pointers, columns, weights, (n_rows, n_cols), symmetric)
         graph._distinct = not repeats or duplicates == "sum"
         return graph
@@ -382,6 +387,7 @@ class Graph:
 
         Raises:
             TypeError: ``target`` is a dtype that is not floating-point.
+            ValueError: a value is too large for the dtype.
         """
         if isinstance(target, torch.dtype):
             return self._with_dtype(target)
@@ -403,6 +409,7 @@ class Graph:
             return kept
         # Rounding can make a matrix symmetric but never unsymmetric: only a yes carries over.
         cast = Graph._of(self._structure, self._value.to(dtype), self._symmetric or None)
+        _require_finite(f"value as {dtype}", cast._value)
         if _tensors_are_real():
             self._cast[dtype] = cast
         return cast
@@ -418,6 +425,7 @@ class Graph:
             TypeError: ``value`` is not floating-point.
             ValueError: its shape is not (nnz,), or it holds NaN or infinity.
         """
+        checks.instance("value", value, Tensor)
         checks.same_device("value", value, self.device, "the graph")
         return Graph._of(self._structure, _own(_values(value, self.col), value), symmetric)
 
@@ -438,7 +446,7 @@ class Graph:
         ones of a graph made without values.
 
         Raises:
-            ValueError: an unknown ``how``, or negative values.
+            ValueError: an unknown ``how``, negative values, or values so small or large that a result is not finite.
         """
         if how not in ("symmetric", "row", "column"):
             raise ValueError(f"how: found {how!r}, expected 'symmetric', 'row' or 'column'")
@@ -453,7 +461,9 @@ class Graph:
         if how != "row":
             scale = scale * take(_safe_power(self._column_sums(), power), self.col)
         symmetric = self._symmetric if how == "symmetric" else None
-        return Graph._of(self._structure, (value * scale).to(self.dtype), symmetric)
+        normalized = (value * scale).to(self.dtype)
+        _require_finite("normalize, of values too small or large for their degrees", normalized)
+        return Graph._of(self._structure, normalized, symmetric)
 
     def bipartite(self) -> Graph:
         """The symmetric graph [[0, A], [A^T, 0]] over rows and columns: shape (n_rows + n_cols,) * 2.
@@ -496,9 +506,12 @@ def _changed(value: Tensor, version: int) -> bool:
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, int]:
-    sizes = tuple(int(size) for size in shape)
-    if len(sizes) != 2 or min(sizes) < 0:
-        raise ValueError(f"shape: found {tuple(shape)}, expected two sizes of at least zero")
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise TypeError(f"shape: found {shape!r}, expected two integers") from None
+    if len(sizes) != 2 or min(sizes) < 0 or max(sizes) >= LARGEST:
+        raise ValueError(f"shape: found {sizes}, expected two sizes of at least zero and below 2^48")
     return sizes[0], sizes[1]
 
 
@@ -531,11 +544,16 @@ def _values(values: Values | None, col: Tensor) -> Tensor:
     if tuple(tensor.shape) != (col.numel(),):
         raise ValueError(f"value: found shape {tuple(tensor.shape)}, expected ({col.numel()},), one for each edge")
     checks.same_device("value", tensor, col.device, "col")
-    if not torch.compiler.is_compiling() and not _finite(tensor):  # a look at data would break a compiled graph
-        at = int((~tensor.detach().isfinite()).nonzero()[0])
-        found = "NaN" if bool(tensor[at].isnan()) else float(tensor[at])
-        raise ValueError(f"value: found {found} at edge {at}, expected finite numbers")
+    _require_finite("value", tensor)
     return tensor.contiguous()
+
+
+def _require_finite(name: str, values: Tensor) -> None:
+    if torch.compiler.is_compiling() or not _tensors_are_real() or _finite(values):  # a look breaks a compiled graph
+        return
+    at = int((~values.detach().isfinite()).nonzero()[0])
+    found = "NaN" if bool(values[at].isnan()) else float(values[at])
+    raise ValueError(f"{name}: found {found} at edge {at}, expected finite numbers")
 
 
 def _finite(values: Tensor) -> bool:
@@ -568,7 +586,8 @@ def _check_range(name: str, index: Tensor, size: int) -> None:
     low, high = index.aminmax()
     if int(low) < 0 or int(high) >= size:
         at = int(((index < 0) | (index >= size)).nonzero()[0])
-        raise ValueError(f"{name}: found index {int(index[at])} at edge {at}, expected 0 to {size - 1}")
+        expected = f"0 to {size - 1}" if size > 0 else "at least 0" if int(low) < 0 else "none, as the shape has none"
+        raise ValueError(f"{name}: found index {int(index[at])} at edge {at}, expected {expected}")
 
 
 def _check_sorted(rowptr: Tensor, col: Tensor) -> None:

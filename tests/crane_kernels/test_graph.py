@@ -314,7 +314,17 @@ def test_pickles() -> None:
         ({"value": [1j, 1j, 1j]}, TypeError, "value: found dtype torch.complex64, expected real numbers"),
         ({"shape": (2,)}, ValueError, r"shape: found \(2,\), expected two sizes"),
         ({"shape": (2, -1)}, ValueError, r"shape: found \(2, -1\), expected two sizes"),
-        ({"shape": (0, 3)}, ValueError, "row: found index 1 at edge 0, expected 0 to -1"),
+        ({"shape": (0, 3)}, ValueError, "row: found index 1 at edge 0, expected none, as the shape has none"),
+        ({"shape": (2.9, 3)}, TypeError, r"shape: found \(2\.9, 3\), expected two integers"),
+        ({"shape": (2**48, 3)}, ValueError, r"shape: found .* below 2\^48"),
+        ({"row": [1, 0, 2**62], "shape": None}, ValueError, r"shape: found .* below 2\^48"),
+        ({"row": [-1, -1, -1], "shape": None}, ValueError, "row: found index -1 at edge 0, expected at least 0"),
+        ({"symmetric": "no"}, TypeError, "symmetric: found 'no', expected True, False or None"),
+        (
+            {"row": [0, 0, 0], "col": [0, 0, 1], "value": torch.tensor([6e4, 6e4, 1]).half()},
+            ValueError,
+            "value, summed over duplicates: found inf at edge 0, expected finite numbers",
+        ),
     ],
 )
 def test_from_edges_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -336,6 +346,17 @@ def test_from_edges_refuses(change: dict[str, Any], error: type[Exception], mess
 def test_constructor_refuses(rowptr: list[int], col: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Graph(rowptr, col, None, (2, 3))
+
+
+def test_what_does_not_stay_finite_is_refused() -> None:
+    graph = Graph.from_edges([0, 1], [0, 1], [1.0, 1e10])
+    with pytest.raises(ValueError, match=r"value as torch\.float16: found inf at edge 1, expected finite numbers"):
+        graph.to(torch.float16)
+    tiny = Graph.from_edges([0], [0], [1e-40])
+    with pytest.raises(ValueError, match=r"^normalize, of values too small or large .*: found inf at edge 0"):
+        tiny.normalize("row")
+    with pytest.raises(TypeError, match="value: found list, expected a torch Tensor"):
+        graph.with_value([1.0, 2.0])  # type: ignore[arg-type]
 
 
 def test_foreign_types_are_refused() -> None:
