@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +114,10 @@ def _check_npy(path: Path) -> None:
         read_header = _NPY_HEADERS.get(np.lib.format.read_magic(stream))
         if read_header is None:
             raise ValueError("its format is newer than that of matrices of numbers")
-        shape, _, dtype = read_header(stream)
+        try:
+            shape, _, dtype = read_header(stream)
+        except (tokenize.TokenError, SyntaxError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise ValueError("its header is damaged") from error
         if dtype.hasobject:
             raise ValueError("it holds Python objects")
         expected = math.prod(shape) * dtype.itemsize

@@ -162,6 +162,9 @@ def test_refuses_features(folder, refused):
     refused(folder, "text_feat.npy is no readable .npy file of numbers: 100 bytes follow its header, which is of", "96")
     (folder / "text_feat.npy").write_bytes(sound.replace(b"(4, 3), }         ", b"(9999999999, 3), }"))
     refused(folder, "96 bytes follow its header, which is of float64 (9999999999, 3), 239,999,999,976 bytes")
+    for damage in (b"(4, 3) }", b"(4, (3, ", b"\x00\x00\x00\x00\x00\x00\x00\x00"):
+        (folder / "text_feat.npy").write_bytes(sound.replace(b"(4, 3), ", damage))
+        refused(folder, "text_feat.npy is no readable .npy file of numbers: ")
     for content in (b"", b"garbage", b"\x80\x04K\x01.", b"PK\x03\x04 but no archive"):
         (folder / "text_feat.npy").write_bytes(content)
         refused(folder, "text_feat.npy is no readable .npy file of numbers: it does not begin as one")
