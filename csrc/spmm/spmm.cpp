@@ -88,7 +88,13 @@ Schedule::Schedule(const int64_t* rowptr, int64_t n_rows) {
   int64_t begin = 0;
   for (int64_t task = 0; task < n_tasks; ++task) {
     const int64_t limit = (task + 1) * kTaskSize;
-    int64_t low = begin, high = n_rows;  // the first row that begins at or beyond the limit
+    // The first row that begins at or beyond the limit; it is near, so the search goes from here in growing steps.
+    int64_t low = begin, high = begin + 1;
+    for (int64_t step = 1; high < n_rows && weight(high) < limit; step *= 2) {
+      low = high + 1;
+      high += step;
+    }
+    high = std::min(high, n_rows);
     while (low < high) {
       const int64_t middle = low + (high - low) / 2;
       if (weight(middle) < limit) {
