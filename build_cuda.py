@@ -21,12 +21,13 @@ from pathlib import Path
 # Machine code for A100, H100 and B200 (and what is binary compatible with them), PTX of the last for what comes after.
 DEFAULT_ARCHITECTURES = ("80-real", "90-real", "100")
 
-# torch's own names of generations.
+# torch's own names of generations, from the oldest that CUDA 13 builds for.
 NAMED_ARCHITECTURES = {
+    "Turing": "7.5+PTX",
     "Ampere": "8.0 8.6+PTX",
     "Ada": "8.9+PTX",
     "Hopper": "9.0+PTX",
-    "Blackwell": "10.0 10.3 12.0+PTX",
+    "Blackwell": "10.0 10.3 12.0 12.1+PTX",
 }
 
 

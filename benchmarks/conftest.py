@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--data",
         default=os.environ.get("CRANE_AMAZON_BABY"),
         metavar="FOLDER",
-        help="also measure epoch, step and evaluation on this data set (default: CRANE_AMAZON_BABY)",
+        help="also measure what has real data on this data set (default: CRANE_AMAZON_BABY)",
     )
     parser.addoption("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")
 

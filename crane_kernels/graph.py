@@ -1,4 +1,4 @@
-"""The sparse matrix every graph operation takes: an immutable, validated CSR matrix that caches its transpose."""
+"""The sparse matrix every graph operation takes: a validated CSR matrix that caches its transpose."""
 
 from __future__ import annotations
 
@@ -402,7 +402,9 @@ class Graph:
         if dtype not in checks.FLOATING:
             raise TypeError(f"target: found dtype {dtype}, expected a floating-point dtype")
         if self._value.requires_grad:
-            return Graph._of(self._structure, self._value.to(dtype))
+            learned = Graph._of(self._structure, self._value.to(dtype))
+            _require_finite(f"value as {dtype}", learned._value)
+            return learned
         self._notice_changes()
         kept = self._cast.get(dtype)
         if kept is not None and not _changed(kept._value, kept._made):

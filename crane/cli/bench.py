@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
             _record(runs, Path(arguments.record)) if arguments.record is not None else _report(runs, arguments.output)
         )
     except OSError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{error.filename}: {error.strerror}") from error
     say(console, text)
     return 0
 

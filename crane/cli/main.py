@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with user_errors():  # crane_kernels reads its environment variables when it is imported
             command = importlib.import_module(f"crane.cli.{arguments.command}")
         code = int(command.run(arguments))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed before the process began
+            sys.stdout.flush()
         return code
     except SystemExit as stop:  # argparse, after --help or a wrong argument
         return int(stop.code or 0)

@@ -28,6 +28,7 @@ from crane.training.report import write_report
 from crane.training.run import default_folder, read_config
 from crane.training.trainer import DivergenceError, Trainer, reproducible
 from crane.words import counted
+from crane_kernels.dispatch import UnavailableError
 
 
 class _Terminated(KeyboardInterrupt):
@@ -78,7 +79,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> int:
     except DivergenceError as error:
         print(f"crane train: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
+    except (OSError, UnavailableError) as error:
         print(f"crane train: {error}; continue with: crane train --resume {folder.path}", file=sys.stderr)
         return 1
     _print_result(console, trainer)
@@ -116,7 +117,7 @@ def _resumed(arguments: argparse.Namespace, console: Console) -> Trainer:
         if threads is None:
             threads = config.training.threads or began["threads"]
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, threads=threads))
-        changed = changes(began, environment())
+        changed = changes(began, environment() | {"threads": threads})
         if changed:
             print(f"not as the run began, so not bit for bit as it would end: {'; '.join(changed)}", file=sys.stderr)
         dataset = load_dataset(config.data)

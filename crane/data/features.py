@@ -138,7 +138,9 @@ def _checked(
         matrix = np.ascontiguousarray(matrix, dtype=np.float32)
     finite = np.isfinite(matrix).all(axis=1)
     if not (finite & present).any():
-        raise ValueError(f"{source.path}: every row of the features holds NaN or infinity in float32, expected finite numbers")
+        raise ValueError(
+            f"{source.path}: every row of the features holds NaN or infinity in float32, expected finite numbers"
+        )
     if not finite.all() and invalid == "refuse":
         row = int(np.argmin(finite))
         column = int(np.argmin(np.isfinite(matrix[row])))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import mmap
 import re
-from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,10 @@ _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _SHOWN = 80  # characters of a refused value
 _BLOCK = 1 << 20  # bytes that are parsed at once; a row must not be longer
 _LARGEST_BLOCK = 2**31 - 1
-csv.field_size_limit(_LARGEST_BLOCK)  # its own, 131,072 characters, would hide what is wrong with a row
+# Where a value opens with a quote, as Arrow has it (elsewhere a quote is a character), and what closes it.
+_OPENING = re.compile(rb'(?:\A(?:\xef\xbb\xbf)?|[,\r\n])"')
+_QUOTED = re.compile(rb'(?:[^"]++|"")*+"')
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 # What text may be read as where times are wanted, in this order: microseconds reach further than nanoseconds.
 _TIMES = (pa.float64(), *(pa.timestamp(unit, tz=zone) for zone in (None, "UTC") for unit in ("us", "ns")))
@@ -135,17 +139,14 @@ class Source:
         )
 
     def _open_quote(self) -> int | None:
-        """The line where the last record begins, if the file ends within its quotes: all that follows would be lost."""
-        with self.path.open("rb") as stream:
-            if sum(block.count(b'"') for block in iter(lambda: stream.read(_BLOCK), b"")) % 2 == 0:
-                return None
-        last = deque((line for line, _ in self._records()), maxlen=1)[0]
-        with self.path.open(encoding="utf-8-sig", newline="") as stream:
-            try:
-                for _ in csv.reader(islice(stream, last - 1, None), strict=True):
-                    pass
-            except csv.Error as error:
-                return last if "unexpected end of data" in str(error) else None
+        """The line of the quote that opens a value and is never closed: all that follows would be lost in it."""
+        with self.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            end = 0
+            while (opened := _OPENING.search(content, end)) is not None:
+                quoted = _QUOTED.match(content, opened.end())
+                if quoted is None:
+                    return len(_LINE_END.findall(content[: opened.end()])) + 1
+                end = quoted.end()
         return None
 
     def _first_record(self) -> list[str]:
@@ -153,7 +154,8 @@ class Source:
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """Yield (line number, fields) of every record that is not blank, slowly: for the header and for errors."""
-        with self.path.open(encoding="utf-8-sig", newline="" if self.quoted else None) as stream:
+        newline = "" if self.quoted else None
+        with _long_values(), self.path.open(encoding="utf-8-sig", newline=newline) as stream:
             try:
                 if self.quoted:
                     reader, line = csv.reader(stream), 1  # a record may go over several lines
@@ -166,6 +168,16 @@ class Source:
                     yield from ((number, line.split("\t")) for number, line in lines if line)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{self.path} line {_undecodable_line(self.path)}: not UTF-8 text") from error
+
+
+@contextmanager
+def _long_values() -> Iterator[None]:
+    """Within the block csv reads values beyond 131,072 characters, its own limit, which would hide what is wrong."""
+    before = csv.field_size_limit(_LARGEST_BLOCK)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 @dataclass(frozen=True)

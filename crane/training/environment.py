@@ -65,9 +65,10 @@ def operations() -> dict[str, dict[str, Any]]:
 def changes(began: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What of two :func:`environment` differs that decides the bits of a result, a phrase each."""
     pairs = [(name, began["versions"].get(name), now["versions"][name]) for name in ("crane", "torch")]
-    pairs.append(("processor", began["processor"], now["processor"]))
+    pairs += [(name.replace("_", " "), began[name], now[name]) for name in ("processor", "instruction_set", "threads")]
+    pairs.append(("devices", ", ".join(began["devices"]), ", ".join(now["devices"])))
     for name, choice in now["operations"].items():
-        before = began["operations"].get(name, {}).get("implementation")
+        before = began["operations"].get(name, choice)["implementation"]
         pairs.append((f"{name} by", before, choice["implementation"]))
     return [f"{name} {before}, now {after}" for name, before, after in pairs if before != after]
 

@@ -26,6 +26,7 @@ from typing import Any
 from crane.config import RunConfig
 from crane.files import TEMPORARY_SUFFIX, Lock, write_text
 from crane.training.checkpoint import Checkpoints
+from crane.words import counted
 
 RECORD = {"epoch", "loss", "parts", "learning_rate", "validation", "train_seconds", "evaluate_seconds"}  # of an epoch
 SAFETENSORS_TEMPORARY = ".tmp??????"  # what safetensors writes before it renames
@@ -142,10 +143,14 @@ class RunFolder:
         """
         try:
             content = json.loads(self.environment.read_text(encoding="utf-8"))
-            kinds = {"versions": dict, "processor": str, "threads": int, "operations": dict}
+            kinds: dict[str, Any] = {"versions": dict, "processor": str, "instruction_set": str | None, "threads": int}
+            kinds |= {"devices": list, "operations": dict}
             wrong = [name for name, kind in kinds.items() if not isinstance(content[name], kind)]
             if wrong:
                 raise ValueError(f"{wrong[0]} is {content[wrong[0]]!r}")
+            for name, choice in content["operations"].items():
+                if not isinstance(choice, dict) or not choice.keys() >= {"implementation", "requested", "rejected"}:
+                    raise ValueError(f"{name} is {choice!r}")
             return {name: content[name] for name in kinds}
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise ValueError(f"{self.environment} is damaged: {error!r}, expected what the run began on") from error
@@ -212,8 +217,8 @@ class RunFolder:
         epochs = len(self._metric_lines()) - 1
         if epochs > 0:
             raise ValueError(
-                f"the run {self.path} has lost its checkpoint: {self.metrics.name} tells of at least {epochs} epochs; "
-                "put it back, or train a new run"
+                f"the run {self.path} has lost its checkpoint: {self.metrics.name} tells of {counted(epochs, 'epoch')} "
+                "at least; put it back, or train a new run"
             )
 
     def _metric_lines(self) -> list[str]:

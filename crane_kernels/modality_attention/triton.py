@@ -350,7 +350,7 @@ def modality_attention_gradient_kernel(
 
 
 def chunks(n: int, tokens: int, width: int) -> tuple[int, int]:
-    """Rows of a chunk and the number of chunks, which is a program each: see the module's last paragraph."""
+    """Rows of a chunk and the number of chunks, which is a program each: see P in the module's docstring."""
     programs = max(FEWEST_PROGRAMS, min(PROGRAMS, n * (tokens + 1) // (40 * width + 30)))
     chunk = max(SMALLEST_CHUNK, -(-n // (16 * programs)) * 16)
     return chunk, max(1, -(-n // chunk))

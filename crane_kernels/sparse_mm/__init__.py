@@ -30,7 +30,7 @@ def sparse_mm(A: Tensor, x: Tensor, *, implementation: str | None = None) -> Ten
 
     Raises:
         RuntimeError: the requested implementation cannot serve the call, or A is CSC and requires gradients, which
-            torch does not compute.
+            torch itself fails to compute once they are asked for.
         Exception: what ``torch.sparse.mm`` raises for the same arguments.
     """
     if isinstance(A, Tensor) and A.layout == torch.sparse_csc and A.requires_grad and torch.is_grad_enabled():

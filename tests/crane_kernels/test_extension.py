@@ -72,7 +72,7 @@ def test_pure_python_package_works_and_says_why(tmp_path: Path) -> None:
     done = python(code, PYTHONPATH=str(folder))
     reason = "the compiled extension is not installed: of the weather"
     assert done.stdout.splitlines() == ["[[1.0], [0.0]]", reason, reason], done.stderr
-    assert f"RuntimeError: spmm: implementation 'cpp' was requested but {reason}" in done.stderr
+    assert f"UnavailableError: spmm: implementation 'cpp' was requested but {reason}" in done.stderr
 
 
 def test_broken_library_is_reported(tmp_path: Path) -> None:

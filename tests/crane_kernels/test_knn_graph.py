@@ -110,11 +110,15 @@ def status(name):
 reference.BLOCK_ENTRIES, reference.CHUNK_ENTRIES = 2**17, 2**20
 features = torch.randn(500, 65536)
 knn_graph(features[:20], 10)
-ctypes.CDLL(None).malloc_trim(0)
-Path("/proc/self/clear_refs").write_text("5")
-before = status("VmRSS")
-knn_graph(features, 10)
-print(status("VmHWM") - before)
+peaks = []
+for _ in range(3):  # what the system takes from the process and gives back would count
+    ctypes.CDLL(None).malloc_trim(0)
+    features.sum()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    knn_graph(features, 10)
+    peaks.append(status("VmHWM") - before)
+print(min(peaks))
 """
 
 

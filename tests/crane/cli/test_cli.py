@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import importlib.metadata
 import json
@@ -25,7 +26,7 @@ from crane.cli.recommend import _read_users
 from crane.config import RunConfig
 from crane.models import MODELS, LightGCN, Loss
 from crane.training.folder import RunFolder
-from crane_kernels import extension, use_implementation
+from crane_kernels import dispatch, extension, use_implementation
 
 SMALL = ("--model", "lightgcn", "--set", "model.dim=8", "training.batch_size=128", "training.eval_every=1")
 
@@ -289,11 +290,34 @@ def test_resuming_elsewhere_says_what_changed(crane: Crane, finished: Path) -> N
     began = json.loads(Path("moved/environment.json").read_text())
     began["versions"]["torch"] = "2.0"
     began["operations"]["spmm"]["implementation"] = "another"
+    began["instruction_set"], began["devices"] = "one", ["cpu", "cuda:0 A"]
     Path("moved/environment.json").write_text(json.dumps(began))
     assert crane("train", "--resume", finished).err == ""
     now = json.loads((finished / "environment.json").read_text())["operations"]["spmm"]["implementation"]
-    expected = f"torch 2.0, now {torch.__version__}; spmm by another, now {now}\n"
-    assert crane("train", "--resume", "moved").err.endswith(f"not bit for bit as it would end: {expected}")
+    expected = [f"torch 2.0, now {torch.__version__}", f"instruction set one, now {extension.instruction_set()}"]
+    expected += ["devices cpu, cuda:0 A, now cpu", f"spmm by another, now {now}"]
+    if not torch.cuda.device_count():
+        error = crane("train", "--resume", "moved").err
+        assert error.endswith(f"not bit for bit as it would end: {'; '.join(expected)}\n")
+    began["operations"]["spmm"] = {}
+    Path("moved/environment.json").write_text(json.dumps(began))
+    assert "environment.json is damaged: " in crane("train", "--resume", "moved").err
+
+
+@pytest.mark.skipif(extension.missing() is not None, reason=f"{extension.missing()}")
+def test_an_operation_refused_in_mid_training_says_how_to_continue(
+    crane: Crane, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = dispatch._registry["masked_topk"]
+    unwilling = tuple(dataclasses.replace(one, refuses=lambda *_: "it does not want to") for one in known)
+    monkeypatch.setitem(dispatch._registry, "masked_topk", unwilling)
+    with use_implementation(masked_topk="cpp"):
+        result = crane("train", "--data", tiny_data, *SMALL, "training.epochs=1", "--output", "run")
+    assert result.code == 1
+    assert result.err == (
+        "crane train: masked_topk: implementation 'cpp' was requested but it does not want to; "
+        "continue with: crane train --resume run\n"
+    )
 
 
 @pytest.mark.parametrize("command", [("evaluate",), ("recommend", "--users", "all")])
@@ -431,7 +455,7 @@ def test_a_run_that_lost_its_checkpoint_does_not_begin_again(crane: Crane, finis
     metrics = Path("lost/metrics.jsonl").read_bytes()
     result = crane("train", "--resume", "lost")
     assert (result.code, result.out) == (2, "")
-    assert "the run lost has lost its checkpoint: metrics.jsonl tells of at least 2 epochs" in result.err
+    assert "the run lost has lost its checkpoint: metrics.jsonl tells of 2 epochs at least" in result.err
     assert Path("lost/metrics.jsonl").read_bytes() == metrics
 
 

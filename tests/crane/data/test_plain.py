@@ -180,6 +180,8 @@ def test_parquet_features_are_list_columns(tmp_path, lists):
         (["user,item", 'a,"1', *["b,2"] * 40, '"'], " line 2: item is '1\\nb,2\\nb,2"),
         (["user,item", "a\0,1"], " line 2: user is 'a\\x00', expected an id without line breaks and NUL bytes"),
         (["user,item,note", "a,1,x", 'b,2,"y', "c,3,z"], " line 3: a quote opens a value and none closes it"),
+        (["user,item,note", 'a,1,5" disc', 'b,2,"y', "c,3,z"], " line 3: a quote opens a value and none closes it"),
+        (["user,item,note", 'a,1,"x"x"', '"b",2,"a ""y"" b"', 'c,3,"z'], " line 4: a quote opens a value and none"),
         (["user,item", "a,1", "a"], " line 3: found 1 fields, expected 2"),
         (["user,item", "a,1", "a,1,2"], " line 3: found 3 fields, expected 2"),
         (["users,item", "a,1"], ": no column 'user', found 'users', 'item'"),
