@@ -1,7 +1,7 @@
 // exp of vectors, for kernel sources: n = round(x / ln 2) and a Taylor series of exp(x - n ln 2), within 2 units in the
 // last place. 0 below `kLeast`, where the result would be denormal; NaN stays NaN; x must be well below overflow.
-// exponential2 is 2^x in float32, likewise and within 1.2 units (1 with FMA), for callers that can put the factor ln 2 elsewhere: the
-// remainder x - n is exact, and the polynomial is shorter.
+// exponential2 is 2^x in float32, likewise and within 1.2 units (1 with FMA), for callers that can put the factor ln 2
+// elsewhere: the remainder x - n is exact, and the polynomial is shorter.
 #pragma once
 
 #include <cstdint>
