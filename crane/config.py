@@ -234,13 +234,26 @@ class RunConfig:
 
     @classmethod
     def load(cls, path: Path) -> RunConfig:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote, which holds every setting.
 
         Raises:
-            ValueError: the file is missing, is no YAML mapping or holds unknown names or wrong values.
+            ValueError: the file is missing, is no YAML mapping, lacks a setting, or holds unknown names or values.
             TypeError: a value has the wrong type.
         """
-        return cls.from_mapping(read_yaml(path))
+        content = read_yaml(path)
+        config = cls.from_mapping(content)
+        missing = sorted(_names(config.to_mapping()) - _names(content))
+        if missing:
+            raise ValueError(f"{path} is damaged: it lacks {missing[0]}, expected every setting that the run has")
+        return config
+
+
+def _names(mapping: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Dotted names of all settings."""
+    found: set[str] = set()
+    for name, value in mapping.items():
+        found |= _names(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + str(name)}
+    return found
 
 
 # Numbers as YAML 1.2 has them (its core schema): 010 is ten, 1e-3 a number, and 1:30 and 2020-01-01 are text.

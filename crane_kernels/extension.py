@@ -1,8 +1,8 @@
 """Loads the compiled libraries, if they were built, and says why not otherwise.
 
-There are three: ``_ops.so`` registers torch operators; ``_ops_cuda.so`` registers
-their CUDA kernels, where nvcc and a CUDA build of torch were there to build it; ``_host`` is a Python module for what
-takes no tensors. All are built together by ``setup.py``, which leaves ``_build.json`` beside them.
+There are three: ``_ops.so`` registers torch operators; ``_ops_cuda.so`` registers their CUDA kernels, where nvcc and a
+CUDA build of torch were there to build it; ``_host`` is a Python module for what takes no tensors. All are built
+together by ``setup.py``, which leaves ``_build.json`` beside them.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from crane.bench import Finding, Ratios, Results, check, load, record, write_page
-from crane.cli.errors import UserError, user_errors
+from crane.cli.errors import UserError, sentence, user_errors
 from crane.cli.tables import plain_table
 from crane.console import say
 
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
             _record(runs, Path(arguments.record)) if arguments.record is not None else _report(runs, arguments.output)
         )
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from error
+        raise UserError(sentence(error)) from error
     say(console, text)
     return 0
 

@@ -19,7 +19,12 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        text = str(error)
-        if isinstance(error, OSError) and error.filename is not None:
-            text = f"{error.filename}: {error.strerror}"
-        raise UserError(" ".join(text.split())) from error
+        raise UserError(sentence(error)) from error
+
+
+def sentence(error: Exception) -> str:
+    """What an error says, in one line; of a file, its name and the reason."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    return " ".join(text.split())

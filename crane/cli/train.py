@@ -25,7 +25,7 @@ from crane.training.environment import changes, environment, operations
 from crane.training.folder import RunFolder, new_folder
 from crane.training.progress import console_reporter
 from crane.training.report import write_report
-from crane.training.run import default_folder, read_config
+from crane.training.run import default_folder
 from crane.training.trainer import DivergenceError, Trainer, reproducible
 from crane.words import counted
 from crane_kernels.dispatch import UnavailableError
@@ -111,7 +111,7 @@ def _resumed(arguments: argparse.Namespace, console: Console) -> Trainer:
         folder = RunFolder(Path(arguments.resume))
         folder.check_run()
         folder.claim()
-        config = read_config(folder)
+        config = RunConfig.load(folder.config)
         began = folder.read_environment()  # the report at the end needs it too
         threads = arguments.threads
         if threads is None:

@@ -20,7 +20,7 @@ def environment() -> dict[str, Any]:
     """Versions, platform, threads, devices, the extension, and the implementation that serves each operation.
 
     Raises:
-        ValueError: an implementation was requested that cannot run here.
+        UnavailableError: an implementation was requested that cannot run here.
     """
     return {
         "versions": {
@@ -46,14 +46,11 @@ def operations() -> dict[str, dict[str, Any]]:
     """For each operation, the implementation that serves a call here, whether it was requested, and why no other.
 
     Raises:
-        ValueError: one was requested that cannot run here.
+        UnavailableError: one was requested that cannot run here.
     """
     result = {}
     for name in dispatch.operations():
-        try:
-            choice = dispatch.environment_choice(name)
-        except RuntimeError as error:
-            raise ValueError(str(error)) from error
+        choice = dispatch.environment_choice(name)
         result[name] = {
             "implementation": choice.implementation.name,
             "requested": choice.requested,

@@ -7,12 +7,11 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from crane.config import RunConfig, read_yaml
+from crane.config import RunConfig
 from crane.data import Dataset, load_dataset
 from crane.models import MODELS, Recommender
 from crane.recommend import load
@@ -45,7 +44,7 @@ def load_run(path: str | Path) -> TrainedRun:
     state = folder.checkpoints.load_state()
     if state is None or state.best_epoch == 0:
         raise ValueError(f"the run {path} has no evaluated epoch yet: continue it with crane train --resume {path}")
-    config = read_config(folder)
+    config = RunConfig.load(folder.config)
     dataset = load_dataset(config.data)
     check_same_data(state, dataset)
     if state.test is not None:  # finished, so the embeddings are in the export
@@ -54,29 +53,6 @@ def load_run(path: str | Path) -> TrainedRun:
     model = build_model(config, dataset)
     folder.checkpoints.load_weights(state.best_epoch, model)
     return TrainedRun(config, dataset, state, *model.eval().embeddings())
-
-
-def read_config(folder: RunFolder) -> RunConfig:
-    """The configuration of a run, whose file holds every setting.
-
-    Raises:
-        ValueError: the file is missing, lacks a setting, or holds unknown names or wrong values.
-        TypeError: a value has the wrong type.
-    """
-    content = read_yaml(folder.config)
-    config = RunConfig.from_mapping(content)
-    missing = sorted(_names(config.to_mapping()) - _names(content))
-    if missing:
-        raise ValueError(f"{folder.config} is damaged: it lacks {missing[0]}, expected every setting that the run has")
-    return config
-
-
-def _names(mapping: dict[str, Any], prefix: str = "") -> set[str]:
-    """Dotted names of all settings."""
-    found: set[str] = set()
-    for name, value in mapping.items():
-        found |= _names(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + str(name)}
-    return found
 
 
 def build_model(config: RunConfig, dataset: Dataset) -> Recommender:
