@@ -33,6 +33,8 @@ def refuses_state(module: nn.MultiheadAttention, tokens: Tensor) -> str | None:
         return "the tokens have another dtype or device than the weights"
     if torch.is_autocast_enabled(tokens.device.type):
         return "autocast is on"
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is at work"
     return None
 
 

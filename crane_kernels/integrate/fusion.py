@@ -36,6 +36,7 @@ class Plan:
         axis: along what it attends.
         factor: the result is this times the mean over the modalities.
         training: whether this holds in training mode too.
+        settings: the module's own settings and its parts', by part and name: with others it may compute something else.
     """
 
     projections: tuple[str, ...]
@@ -43,6 +44,7 @@ class Plan:
     axis: Axis
     factor: float
     training: bool
+    settings: tuple[tuple[str, str, Any], ...] = ()
 
     def __str__(self) -> str:
         how = "mean" if self.factor == 1 else "sum"
@@ -65,11 +67,14 @@ class Plan:
             return "an argument is no dense matrix"
         if len({len(x) for x in features}) > 1:
             return "the modalities have different numbers of rows"
-        if module.training and (not self.training or any(_drops(part) for part in module.modules())):
+        if (module.training and not self.training) or any(part.training and _drops(part) for part in module.modules()):
             return "dropout is on"
-        if any(_watched(part) for part in (child, child.out_proj)):
+        if _watched(child):
             return "the attention has hooks"
-        return attention.refuses_state(child, features[0])
+        parts = dict(module.named_modules())
+        if any(getattr(parts.get(part), name, None) != value for part, name, value in self.settings):
+            return "its settings are no longer those that were tried"
+        return attention.refuses_module(child) or attention.refuses_state(child, features[0])
 
 
 def parts(module: nn.Module) -> tuple[list[str], str] | None:
@@ -95,8 +100,8 @@ def find_plan(module: nn.Module) -> Plan | str:
         return f"{name}: {reason}"
     if any(True for _ in module.buffers()):
         return "it holds buffers"
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices), torch.enable_grad():
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(list(devices)), torch.inference_mode(False), torch.enable_grad():
         try:
             return _try_plans(_unwatched(copy.deepcopy(module)).double(), projections, name)
         except Exception as error:  # whatever a forward that is written for something else may raise
@@ -110,8 +115,10 @@ def methods(module: nn.Module, plan: Plan) -> dict[str, Callable[..., Any]]:
 
     @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        features = tuple(signature.bind(self, *args, **kwargs).arguments.values())[1:]
-        if len(features) == len(plan.projections) and plan.refuses(self, features) is None:
+        bound = signature.bind(self, *args, **kwargs)
+        features = bound.args[1:]
+        known = len(features) == len(plan.projections) and not bound.kwargs
+        if known and plan.refuses(self, features) is None:
             return plan(self, features)
         return cls.forward(self, *args, **kwargs)
 
@@ -119,10 +126,14 @@ def methods(module: nn.Module, plan: Plan) -> dict[str, Callable[..., Any]]:
 
 
 def _try_plans(module: nn.Module, projections: list[str], name: str) -> Plan | str:
+    attributes, settings = _attributes(module.eval()), _settings(module)
     for plan in _plans(projections, name):
         if all(_equal(module.eval(), plan, rows) for rows in _TRIED_ROWS):
             training = all(_equal(module.train(), plan, rows) for rows in _TRIED_ROWS)
-            return Plan(plan.projections, name, plan.axis, plan.factor, training)
+            now = _attributes(module.eval())
+            if now.keys() != attributes.keys() or any(now[key] is not attributes[key] for key in now):
+                return "its forward sets attributes of the module"
+            return Plan(plan.projections, name, plan.axis, plan.factor, training, settings)
     output = module.eval()(*_features(module, tuple(projections), _TRIED_ROWS[0]))
     if not isinstance(output, Tensor):
         return f"its forward returns {type(output).__name__}, expected one tensor"
@@ -164,15 +175,38 @@ def _features(module: nn.Module, projections: tuple[str, ...], rows: int) -> tup
     return tuple(torch.randn(rows, width, dtype=like.dtype, device=like.device, requires_grad=True) for width in widths)
 
 
+def _attributes(module: nn.Module) -> dict[tuple[str, str], Any]:
+    """What the module and its parts hold, by part and name."""
+    return {(path, name): value for path, part in module.named_modules() for name, value in vars(part).items()}
+
+
+def _settings(module: nn.Module) -> tuple[tuple[str, str, Any], ...]:
+    """Part, name and value of all plain attributes but those that :meth:`Plan.refuses` looks at by themselves."""
+    return tuple(
+        (path, name, value)
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, bool | int | float | str) and name != "training" and not _is_dropout_rate(part, name)
+    )
+
+
+def _is_dropout_rate(module: nn.Module, name: str) -> bool:
+    return name == ("dropout" if isinstance(module, nn.MultiheadAttention) else "p") and _may_drop(module)
+
+
+def _may_drop(module: nn.Module) -> bool:
+    return isinstance(module, nn.MultiheadAttention | nn.modules.dropout._DropoutNd)
+
+
 def _drops(module: nn.Module) -> bool:
     dropout = module.dropout if isinstance(module, nn.MultiheadAttention) else getattr(module, "p", 0.0)
-    return isinstance(module, nn.MultiheadAttention | nn.modules.dropout._DropoutNd) and bool(dropout)
+    return _may_drop(module) and bool(dropout)
 
 
 def _watched(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    everywhere: bool = torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    return everywhere or any(own)
 
 
 def _unwatched(module: nn.Module) -> nn.Module:

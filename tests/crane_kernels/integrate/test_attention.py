@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from models import CrossModalAttention
 from torch import Tensor, nn
 
 from crane_kernels import accelerate
+from crane_kernels.integrate.fusion import Plan
 
 D = 16
 
@@ -54,6 +57,25 @@ class Listed(CrossModalAttention):
         return super().forward(*both)
 
 
+class Kept(CrossModalAttention):
+    def forward(self, visual: Tensor, textual: Tensor) -> Tensor:
+        tokens = torch.stack([self.visual_proj(visual), self.textual_proj(textual)], dim=1)
+        attended, self.weights = self.attention(tokens, tokens, tokens)
+        return attended.mean(1)
+
+
+class Scaled(CrossModalAttention):
+    """Projections and an attention, but what comes of them depends on settings."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.temperature = 1.0
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        return self.drop(super().forward(*features)) / self.temperature
+
+
 class Normalised(CrossModalAttention):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -95,13 +117,14 @@ def test_order_of_arguments_layout_and_sum_are_found() -> None:
         (Weights(24, 12, D, swapped=False), "its forward returns tuple, expected one tensor"),
         (Detached(24, 12, D, swapped=False), "its forward computes something else than attention over"),
         (Listed(24, 12, D, swapped=False), "its forward cannot be tried with one matrix for each projection"),
+        (Kept(24, 12, D, swapped=False), "its forward sets attributes of the module"),
     ],
-    ids=["first", "weights", "detached", "listed"],
+    ids=["first", "weights", "detached", "listed", "kept"],
 )
 def test_left_with_a_reason(module: nn.Module, why: str) -> None:
     report = accelerate(module)
     assert why in report.left[0].why
-    assert type(module) in (First, Weights, Detached, Listed)
+    assert type(module) in (First, Weights, Detached, Listed, Kept)
     # The attention inside can still be served alone.
     assert [r.path for r in report.replaced] == ["attention"]
 
@@ -150,6 +173,101 @@ def test_autocast_is_torchs_own() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = [module(*features()) for module in (plain, ours)]
     assert outputs[0].dtype == outputs[1].dtype
+    torch.testing.assert_close(*outputs)
+
+
+@pytest.fixture
+def plans_run(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """The plans that serve calls during the test."""
+    seen: list[Plan] = []
+    run = Plan.__call__
+
+    def record(plan: Plan, module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        seen.append(plan)
+        return run(plan, module, inputs)
+
+    monkeypatch.setattr(Plan, "__call__", record)
+    return seen
+
+
+def change_temperature(module: Scaled) -> None:
+    module.temperature = 0.5
+
+
+def drop_in_evaluation(module: Scaled) -> None:
+    module.drop.train()
+
+
+def add_zeros(module: Scaled) -> None:
+    module.attention = nn.MultiheadAttention(D, 4, add_zero_attn=True, batch_first=True).eval()
+    for name, p in module.attention.named_parameters():
+        nn.init.normal_(p, generator=torch.Generator().manual_seed(len(name)))
+
+
+def no_attention(module: Scaled) -> None:
+    class Same(nn.Module):
+        def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, None]:
+            return query, None
+
+    module.attention = Same()
+
+
+def swap_axes(module: Scaled) -> None:
+    module.attention.batch_first = False
+
+
+def patch_forward(module: Scaled) -> None:
+    forward = module.attention.forward
+    module.attention.forward = lambda *args: (2 * forward(*args)[0], None)
+
+
+@pytest.mark.parametrize(
+    "change", [change_temperature, drop_in_evaluation, add_zeros, no_attention, swap_axes, patch_forward]
+)
+def test_changes_after_the_trial_are_noticed(change: Callable[[Scaled], None], plans_run: list[Plan]) -> None:
+    torch.manual_seed(0)
+    ours = Scaled(24, 12, D, swapped=False).eval()
+    plain = copy.deepcopy(ours)
+    assert [r.path for r in accelerate(ours).replaced] == [""]
+    plans_run.clear()
+    ours(*features())
+    assert len(plans_run) == 1
+    outputs = []
+    for module in (plain, ours):
+        change(module)
+        torch.manual_seed(1)
+        outputs.append(module(*features()))
+    torch.testing.assert_close(outputs[1], outputs[0])
+    assert len(plans_run) == 1
+
+
+def test_hooks_on_all_modules_still_run() -> None:
+    module = fusion()
+    accelerate(module)
+    seen: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda part, *_: seen.append(part))
+    try:
+        module(*features())
+    finally:
+        handle.remove()
+    assert module.attention in seen
+
+
+def test_accelerated_within_inference_mode(plans_run: list[Plan]) -> None:
+    module = fusion()
+    with torch.inference_mode():
+        assert [r.path for r in accelerate(module).replaced] == [""]
+        plans_run.clear()
+        module(*features())
+    assert len(plans_run) == 1
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_transforms_of_functions(swapped: bool) -> None:
+    plain, ours = fusion(swapped=swapped), fusion(swapped=swapped)
+    accelerate(ours)
+    visual, textual = features()
+    outputs = [torch.func.grad(lambda x, m=module: m(x, textual).sin().sum())(visual) for module in (plain, ours)]
     torch.testing.assert_close(*outputs)
 
 
