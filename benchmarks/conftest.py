@@ -1,7 +1,10 @@
 """Options, scales and devices that the benchmarks share, and what their JSON says beyond pytest-benchmark's own.
 
 A module names what it measures in ``OPERATION``; its tests take ``measure``, and ``scale`` and ``backend`` where they
-have any. ``SCALES`` are the scales of the default run, ``QUICK_SCALES`` those with ``--quick``.
+have any. ``SCALES`` are the scales of the default run, ``QUICK_SCALES`` those with ``--quick``; ``REAL_DATA`` says that
+it measures real data too, where there are any, in the place of its only scale or beside several.
+
+Without ``--scale`` a run leaves out what would make it longer than five minutes.
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ from crane.training.environment import environment
 from crane_kernels import Graph, dispatch
 
 BESIDE = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "amazon-baby"
-SCALES = ("baby", "sports", "clothing", "elec")
+SCALES = ("baby", "sports", "elec")
 QUICK_SCALES = ("baby",)
 GPU_BACKENDS = ("cuda", "triton")
+REAL = "data"  # the scale that --data gives
+WITH_FORWARD = ("spmm",)  # what is measured forward alone, too, by default
 NOT_RUN = pytest.StashKey[list[dict[str, str]]]()
 
 
@@ -36,8 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--scale",
         action="append",
-        choices=[*scales.SIZES, "all"],
-        help="only this scale, may be given several times (default: up to elec, within five minutes)",
+        choices=[*scales.SIZES, REAL, "all"],
+        help="this scale and nothing of it left out, may be given several times (default: up to elec, in five minutes)",
     )
     parser.addoption(
         "--data",
@@ -63,14 +68,28 @@ def _scales(metafunc: pytest.Metafunc) -> list[str]:
     config = metafunc.config
     if config.getoption("--quick"):
         return list(getattr(metafunc.module, "QUICK_SCALES", QUICK_SCALES))
+    folder = _real_data(config) if getattr(metafunc.module, "REAL_DATA", False) else None
+    real = [] if folder is None else [folder.name]
     chosen = config.getoption("--scale")
-    found = list(chosen or getattr(metafunc.module, "SCALES", SCALES))
-    if "all" in found:
-        found = list(scales.SIZES)
-    folder = _real_data(config)
-    if folder is not None and getattr(metafunc.module, "REAL_DATA", False) and not chosen:
-        found.append(folder.name)
-    return found
+    if chosen:
+        names = [*scales.SIZES, REAL] if "all" in chosen else chosen
+        return [name for name in names if name != REAL] + (real if REAL in names else [])
+    found = list(getattr(metafunc.module, "SCALES", SCALES))
+    return real if real and len(found) == 1 else found + real
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """By default, operations are measured as training uses them, forward and backward."""
+    if config.getoption("--quick") or config.getoption("--scale"):
+        return
+    left_out = [item for item in items if _forward_alone(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _forward_alone(item: pytest.Item) -> bool:
+    case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+    return case == peers.FORWARD and item.module.OPERATION not in WITH_FORWARD
 
 
 def _real_data(config: pytest.Config) -> Path | None:
@@ -93,18 +112,24 @@ def quick(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--quick"))
 
 
+@pytest.fixture(scope="session")
+def in_full(request: pytest.FixtureRequest) -> bool:
+    """Whether to leave nothing out, however long it takes: a scale was named."""
+    return bool(request.config.getoption("--scale"))
+
+
 @pytest.fixture
-def not_compiled(scale: str, quick: bool, request: pytest.FixtureRequest) -> str | None:
+def not_compiled(scale: str, quick: bool, in_full: bool) -> str | None:
     """Why torch.compile is no peer at this scale; None when it is one."""
     if quick:
         return peers.TOO_LONG
-    return None if scale == peers.COMPILED_AT or request.config.getoption("--scale") else peers.ONE_SCALE
+    return None if scale == peers.COMPILED_AT or in_full else peers.ONE_SCALE
 
 
 @pytest.fixture
-def coo_left_out(graph: Graph, request: pytest.FixtureRequest) -> str | None:
-    """Why products with COO tensors, which sort, are no peers of several layers; None when they are."""
-    return peers.TOO_MANY if graph.nnz > peers.MANY_EDGES and not request.config.getoption("--scale") else None
+def too_many_edges(graph: Graph, in_full: bool) -> str | None:
+    """Why peers that take seconds a call on this graph are left out; None when they are not."""
+    return peers.TOO_MANY if graph.nnz > peers.MANY_EDGES and not in_full else None
 
 
 @pytest.fixture
@@ -177,13 +202,15 @@ def _where(item: pytest.Item) -> dict[str, str]:
 
 
 @pytest.fixture
-def compare(measure: Measure, benchmark: BenchmarkFixture, dataset: Dataset, quick: bool) -> Callable[..., None]:
+def compare(
+    measure: Measure, benchmark: BenchmarkFixture, dataset: Dataset, quick: bool, in_full: bool
+) -> Callable[..., None]:
     """Time ours against one baseline, turn by turn, and require a ratio of the medians."""
 
     def run(
         ours: Callable[[], object], peer: str, baseline: Callable[[], object], at_least: float, case: str, rounds: int
     ) -> None:
-        rounds, size = 1 if quick else rounds, len(dataset.train)
+        rounds, size = 1 if quick else rounds if in_full else min(rounds, 3), len(dataset.train)
         measure(ours, {peer: baseline}, size=size, unit="interactions", case=case, agree=anything, rounds=rounds)
         assert quick or benchmark.extra_info["peers"][peer]["ratio"] >= at_least
 

@@ -31,7 +31,9 @@ def least_work(tables: int, case: str) -> Work:
 
 
 @pytest.mark.parametrize("case", peers.CASES)
-def test_bpr_loss(case: str, measure: Measure, scale: str, device: str, requested: str | None, quick: bool) -> None:
+def test_bpr_loss(
+    case: str, measure: Measure, scale: str, device: str, requested: str | None, not_compiled: str | None
+) -> None:
     size, generator = scales.SIZES[scale], torch.Generator().manual_seed(0)
     user, item = (
         torch.randn(n, DIM, generator=generator).to(device).requires_grad_() for n in (size.users, size.items)
@@ -43,7 +45,7 @@ def test_bpr_loss(case: str, measure: Measure, scale: str, device: str, requeste
 
     others = {
         peers.PLAIN: bound(peers.plain_bpr),
-        peers.COMPILED: peers.TOO_LONG if quick else bound(peers.compiled(reference.bpr_loss)),
+        peers.COMPILED: not_compiled or bound(peers.compiled(reference.bpr_loss)),
     }
     measure(
         peers.run(bound(partial(bpr_loss, implementation=requested)), (user, item), case),

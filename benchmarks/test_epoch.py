@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -10,25 +11,30 @@ import torch
 from baseline.training import Sampler, train_epoch
 from measuring import Measure, anything
 from models import BASELINES, check_equal, make_trainer
+from scales import part_of
 
 from crane.data import Dataset
+from crane.sampling import EpochSampler
 
 OPERATION = "epoch"
 SCALES, QUICK_SCALES, REAL_DATA = ("baby",), ("demo",), True
 
 
 @pytest.mark.parametrize("model", BASELINES)
-def test_epoch(model: str, measure: Measure, dataset: Dataset, tmp_path: Path, quick: bool) -> None:
+def test_epoch(model: str, measure: Measure, dataset: Dataset, tmp_path: Path, quick: bool, in_full: bool) -> None:
     trainer = make_trainer(model, dataset, tmp_path)
     usual = BASELINES[model](dataset, trainer.model)
     check_equal(trainer, usual)
-    training, pairs = trainer.config.training, dataset.train
+    training, whole = trainer.config.training, quick or in_full
+    sampled = dataset if whole else dataclasses.replace(dataset, train=part_of(dataset.train))
+    trainer.sampler = EpochSampler(sampled, training.batch_size, seed=0)
+    pairs = sampled.train
     optimizer = torch.optim.Adam(usual.parameters(), lr=training.learning_rate)
     sampler = Sampler(pairs.users, pairs.items, dataset.n_items, training.batch_size, seed=0)
     measure(
         partial(trainer._train, 1),
         {"research code": partial(train_epoch, usual, optimizer, sampler)},
-        case=model,
+        case=model if whole else f"{model}, part of an epoch",
         size=len(pairs),
         unit="training pairs",
         agree=anything,

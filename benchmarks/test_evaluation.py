@@ -1,13 +1,15 @@
-"""The evaluation of all users against the metrics-in-Python baseline."""
+"""The evaluation of users against the metrics-in-Python baseline."""
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import pytest
 import torch
 from baseline import evaluation as baseline
 from measuring import Measure
+from scales import part_of
 from torch import Tensor
 
 from crane.data import Dataset
@@ -23,7 +25,10 @@ def close(ours: dict[str, float], theirs: dict[str, float]) -> None:
     assert ours == pytest.approx(theirs, abs=1e-3)
 
 
-def test_evaluation_of_all_users(measure: Measure, dataset: Dataset, quick: bool) -> None:
+def test_evaluation(measure: Measure, dataset: Dataset, quick: bool, in_full: bool) -> None:
+    whole = quick or in_full
+    if not whole:
+        dataset = dataclasses.replace(dataset, test=part_of(dataset.test))
     generator = torch.Generator().manual_seed(0)
     user = torch.randn(dataset.n_users, DIM, generator=generator)
     item = torch.randn(dataset.n_items, DIM, generator=generator)
@@ -36,6 +41,7 @@ def test_evaluation_of_all_users(measure: Measure, dataset: Dataset, quick: bool
     measure(
         partial(evaluate_split, dataset, "test", user, item),
         {"metrics in Python": usual},
+        case="" if whole else "part of the users",
         size=len(targets) * dataset.n_items,
         unit="users times items",
         agree=close,

@@ -16,7 +16,7 @@ from crane_kernels import Graph, spmm
 from crane_kernels.spmm import reference
 
 OPERATION = "spmm"
-REAL_DATA = True
+SCALES, REAL_DATA = ("baby", "sports", "clothing", "elec"), True
 DIM = 64
 FLOAT32, BALANCED = "this package, float32", "this package, edges spread evenly"
 AT_LEAST_CSR = 2.0  # times as fast as torch.sparse in CSR
@@ -40,10 +40,19 @@ def features(graph: Graph) -> Tensor:
 
 
 @pytest.mark.parametrize("case", peers.CASES)
-def test_spmm(case: str, measure: Measure, graph: Graph, requested: str | None, not_compiled: str | None) -> None:
+def test_spmm(
+    case: str,
+    measure: Measure,
+    graph: Graph,
+    requested: str | None,
+    not_compiled: str | None,
+    too_many_edges: str | None,
+) -> None:
     x = features(graph)
     compiled = not_compiled or partial(peers.compiled(reference.spmm), graph)
     others = {**peers.products(graph), peers.COMPILED: compiled}
+    if too_many_edges is not None:
+        others["torch.sparse COO"] = too_many_edges
     competitors = {name: peers.run(product, (x,), case) for name, product in others.items()}
     if case == peers.FORWARD:
         competitors["scipy, 1 thread"] = peers.scipy_product(graph, x)
@@ -68,12 +77,9 @@ def test_spmm_power_law(case: str, measure: Measure, device: str, requested: str
         "torch.sparse CSR": partial(torch.sparse.mm, peers.adjacency(graph, "CSR")),
         "torch_sparse": peers.torch_sparse_product(graph),
     }
-    competitors = {name: peers.run(product, (x,), case) for name, product in others.items()}
-    if case == peers.FORWARD:
-        competitors["scipy, 1 thread"] = peers.scipy_product(graph, x)
     measure(
         peers.run(partial(spmm, graph, implementation=requested), (x,), case),
-        competitors,
+        {name: peers.run(product, (x,), case) for name, product in others.items()},
         case=f"power-law graph, {case}",
         scale="power law",
         size=graph.nnz,
