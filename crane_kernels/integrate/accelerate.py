@@ -38,11 +38,13 @@ def accelerate(model: nn.Module) -> Report:
     """
     instance("model", model, nn.Module)
     collected = _Collected()
-    _replace_attention(model, collected)
-    _replace_products(model, collected)
-    return Report(
-        type(model).__name__, tuple(collected.replaced), tuple(collected.left), tuple(map(ref, collected.modules))
-    )
+    try:
+        _replace_attention(model, collected)
+        _replace_products(model, collected)
+    except BaseException:
+        collected.report(model).undo()
+        raise
+    return collected.report(model)
 
 
 @contextmanager
@@ -62,6 +64,9 @@ class _Collected:
         self.replaced: list[Replaced] = []
         self.left: list[Left] = []
         self.modules: list[nn.Module] = []
+
+    def report(self, model: nn.Module) -> Report:
+        return Report(type(model).__name__, tuple(self.replaced), tuple(self.left), tuple(map(ref, self.modules)))
 
 
 def _replace_attention(model: nn.Module, collected: _Collected) -> None:

@@ -9,6 +9,7 @@ hold the module as it was built, and load where this package is not installed.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from torch import nn
 
 _AS_BUILT = "_crane_class_as_built"
+_changing = threading.RLock()  # of classes: copies in several threads would take each other's for the module's
 
 
 def override(module: nn.Module, methods: dict[str, Any]) -> None:
@@ -31,7 +33,9 @@ def override(module: nn.Module, methods: dict[str, Any]) -> None:
         **methods,
     }
     metaclass: Any = type(cls)
-    module.__class__ = metaclass(cls.__name__, (cls,), namespace)
+    derived = metaclass(cls.__name__, (nn.Module,), namespace)
+    derived.__bases__ = (cls,)  # only now: __init_subclass__ would enter it in registries, which hold what users wrote
+    module.__class__ = derived
 
 
 def is_overridden(module: nn.Module) -> bool:
@@ -48,12 +52,13 @@ def restore(module: nn.Module) -> None:
 @contextmanager
 def as_built(module: nn.Module) -> Iterator[nn.Module]:
     """Within the block, ``module`` has its own class again."""
-    cls = type(module)
-    restore(module)
-    try:
-        yield module
-    finally:
-        module.__class__ = cls
+    with _changing:
+        cls = type(module)
+        restore(module)
+        try:
+            yield module
+        finally:
+            module.__class__ = cls
 
 
 def _reduce_ex(self: nn.Module, protocol: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -48,7 +48,13 @@ def found_in(module: nn.Module) -> list[str]:
     """Where ``module`` itself has to do with sparse matrices: names of methods and of attributes."""
     methods = [f"{name}()" for name, function in _written(type(module)) if _mentions(function)]
     held = {**vars(module), **module._buffers, **module._parameters}
-    return methods + [name for name, value in held.items() if _is_sparse(value)]
+    return methods + [name for name, value in held.items() if any(map(_is_sparse, _members(value)))]
+
+
+def _members(value: Any) -> Iterable[Any]:
+    if isinstance(value, list | tuple):
+        return value
+    return value.values() if isinstance(value, dict) else (value,)
 
 
 def _is_sparse(value: Any) -> bool:
@@ -98,10 +104,11 @@ def _mentions(function: FunctionType) -> bool:
     while pending:
         current = pending.pop()
         names = set(_names(current.__code__))
+        wrapped = inspect.unwrap(current)
         if {"sparse", "mm"} <= names or "spmm" in names:
             return True
-        called = (current.__globals__.get(name) for name in names)
-        new = {f for f in called if isinstance(f, FunctionType) and not f.__module__.startswith("torch")} - seen
+        called = [wrapped, *(current.__globals__.get(name) for name in names)]
+        new = {f for f in called if isinstance(f, FunctionType) and not (f.__module__ or "").startswith("torch")} - seen
         pending += new
         seen |= new
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import ReferenceType
 
 from torch import nn
@@ -30,7 +31,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Report:
-    """What was replaced in a model, what was left and why; ``print`` it.
+    """What was replaced in a model, what was left and why; ``print`` it. Copies and pickles have nothing to undo.
 
     Attributes:
         model: name of the model's class.
@@ -49,6 +50,9 @@ class Report:
             module = reference()
             if module is not None:
                 restore(module)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Report, (self.model, self.replaced, self.left)
 
     def __str__(self) -> str:
         lines = [f"{self.model}: {len(self.replaced)} replaced, {len(self.left)} left"]

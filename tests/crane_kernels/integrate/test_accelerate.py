@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import os
 import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import models
 import numpy as np
@@ -194,6 +196,90 @@ def test_copies_stay_accelerated_and_pickles_are_plain(served: list[Tensor]) -> 
     assert type(model) is not models.CRANE
 
 
+def test_copies_in_two_threads_leave_the_module_accelerated() -> None:
+    model = authors_model(swapped=False)
+    accelerate(model)
+    accelerated_class = type(model)
+    copying = threading.Thread(target=model.__deepcopy__, args=({},))
+    # The other thread starts while this one copies, and ends last.
+    waits = threading.Event()
+
+    class Starts:
+        def __deepcopy__(self, memo: dict[int, object]) -> None:
+            if threading.current_thread() is copying:
+                waits.wait(10)
+            else:
+                copying.start()
+                copying.join(0.2)
+
+    model.starts = Starts()
+    copy.deepcopy(model)
+    waits.set()
+    copying.join()
+    assert type(model) is accelerated_class
+
+
+def test_the_report_kept_in_the_model(served: list[Tensor]) -> None:
+    model = authors_model(swapped=False)
+    model.report = accelerate(model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.report == model.report
+        other.report.undo()
+    model.calculate_loss(batch(0))
+    assert served
+    model.report.undo()
+    assert type(model) is models.CRANE
+
+
+registered: dict[str, type] = {}
+
+
+class Registered(LightGCN):
+    """As registries of models are written: every class that derives from this enters itself, by a name it must give."""
+
+    def __init_subclass__(cls, *, name: str, **settings: object) -> None:
+        super().__init_subclass__(**settings)
+        registered[name] = cls
+
+
+class Entered(Registered, name="entered"):
+    pass
+
+
+def test_registries_of_classes_see_nothing(served: list[Tensor]) -> None:
+    model = Entered(models.pairs())
+    report = accelerate(model)
+    assert registered == {"entered": Entered}
+    model.calculate_loss(batch(0))
+    assert served
+    report.undo()
+    assert type(model) is Entered
+
+
+class Once(type):
+    """Of classes whose names must differ."""
+
+    names: ClassVar[set[str]] = set()
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, object]) -> None:
+        if name in Once.names:
+            raise TypeError(f"there is a class {name}")
+        Once.names.add(name)
+        super().__init__(name, bases, namespace)
+
+
+class Named(models.CRANE, metaclass=Once):
+    pass
+
+
+def test_a_failure_changes_nothing() -> None:
+    model = Named(models.pairs(), torch.randn(30, 24), torch.randn(30, 12), swapped=False)
+    classes = [type(module) for module in model.modules()]
+    with pytest.raises(TypeError, match="there is a class Named"):
+        accelerate(model)
+    assert [type(module) for module in model.modules()] == classes
+
+
 def test_other_threads_are_in_scope_only_within_the_methods(served: list[Tensor]) -> None:
     model = authors_model(swapped=False)
     accelerate(model)
@@ -278,6 +364,53 @@ def test_layers_that_take_the_matrix_as_an_argument(served: list[Tensor]) -> Non
     A = torch.eye(3).to_sparse()
     torch.testing.assert_close(model[0](A, torch.ones(3, 2)), torch.ones(3, 2))
     assert served
+
+
+def timed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(function)
+    def wrapper(*args: object, **kwargs: object) -> Tensor:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+class Decorated(nn.Module):
+    @timed
+    def forward(self, adjacency: Tensor, x: Tensor) -> Tensor:
+        return torch.sparse.mm(adjacency, x)
+
+
+class Folds(nn.Module):
+    """Matrices in a list and in a dictionary, products by the operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folds, self.views = [torch.eye(3).to_sparse()], {"image": torch.eye(3).to_sparse()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.folds[0] @ x + self.views["image"] @ x
+
+
+nameless: dict[str, Any] = {}
+exec("def double(x):\n    return 2 * x", nameless)
+double = nameless["double"]
+
+
+class CallsNameless(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return double(x)
+
+
+def test_where_products_are_found(served: list[Tensor]) -> None:
+    x = torch.ones(3, 2)
+    decorated, folds = Decorated(), Folds()
+    assert "(forward())" in accelerate(decorated).replaced[0].part
+    assert "(folds, views)" in accelerate(folds).replaced[0].part
+    torch.testing.assert_close(decorated(torch.eye(3).to_sparse(), x), x)
+    torch.testing.assert_close(folds(x), 2 * x)
+    assert len(served) == 3
+    assert double.__module__ is None
+    assert not accelerate(CallsNameless()).replaced
 
 
 def test_masked_adjacency_made_anew_each_epoch(served: list[Tensor]) -> None:
