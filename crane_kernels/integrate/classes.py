@@ -32,10 +32,18 @@ def override(module: nn.Module, methods: dict[str, Any]) -> None:
         _AS_BUILT: cls,
         **methods,
     }
+    module.__class__ = _derived(cls, namespace)
+
+
+def _derived(cls: type[nn.Module], namespace: dict[str, Any]) -> Any:
+    """A class derived from ``cls``, unseen by its ``__init_subclass__``: registries hold what users wrote."""
     metaclass: Any = type(cls)
-    derived = metaclass(cls.__name__, (nn.Module,), namespace)
-    derived.__bases__ = (cls,)  # only now: __init_subclass__ would enter it in registries, which hold what users wrote
-    module.__class__ = derived
+    try:
+        derived = metaclass(cls.__name__, (nn.Module,), namespace)
+        derived.__bases__ = (cls,)
+    except TypeError:  # a first base such as ABC or Generic, which has slots, makes another layout
+        return metaclass(cls.__name__, (cls,), namespace)
+    return derived
 
 
 def is_overridden(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -254,6 +255,26 @@ def test_registries_of_classes_see_nothing(served: list[Tensor]) -> None:
     assert served
     report.undo()
     assert type(model) is Entered
+
+
+class Abstract(ABC):
+    @abstractmethod
+    def forward(self, adjacency: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Concrete(Abstract, LightGCN):
+    def forward(self, adjacency: Tensor) -> tuple[Tensor, Tensor]:
+        return LightGCN.forward(self, adjacency)
+
+
+def test_bases_before_torchs(served: list[Tensor]) -> None:
+    model = Concrete(models.pairs())
+    report = accelerate(model)
+    model.calculate_loss(batch(0))
+    assert served
+    assert not isinstance(LightGCN(models.pairs()), type(model))
+    report.undo()
+    assert type(model) is Concrete
 
 
 class Once(type):
