@@ -20,7 +20,7 @@ CASES = (FORWARD, BACKWARD)
 COMPILED = "torch.compile of the reference"
 PLAIN = "plain PyTorch"
 PLAIN_COMPILED = "plain PyTorch, torch.compile"
-LAYOUTS = ("CSR", "COO", "COO, uncoalesced")
+LAYOUTS = ("CSR", "COO", "COO, uncoalesced", "COO, in random order")
 TOO_LONG = "left out by --quick"
 COMPILED_AT = "baby"  # torch.compile takes longer than all others together, for each size anew
 MANY_EDGES, TOO_MANY = 10**6, "by default left out with so many edges; --scale names the size"
@@ -35,14 +35,22 @@ def not_installed(package: str) -> str | None:
 
 
 def adjacency(graph: Graph, layout: str) -> Tensor:
-    """The graph as existing code holds it: "CSR", "COO" (coalesced) or "COO, uncoalesced"."""
+    """The graph as existing code holds it.
+
+    "CSR"; "COO", coalesced; "COO, uncoalesced", by rows, as scipy gives it to LightGCN's code; or
+    "COO, in random order", as the graph that FREEDOM's code draws for each epoch.
+    """
     csr = graph.to_torch()
     if layout == "CSR":
         return csr
     coo = csr.to_sparse_coo()
     if layout == "COO":
         return coo.coalesce()
-    return torch.sparse_coo_tensor(coo.indices(), coo.values(), coo.shape, check_invariants=False)
+    indices, values = coo.indices(), coo.values()
+    if layout == "COO, in random order":
+        order = torch.randperm(graph.nnz, generator=torch.Generator().manual_seed(0)).to(graph.device)
+        indices, values = indices[:, order], values[order]
+    return torch.sparse_coo_tensor(indices, values, coo.shape, check_invariants=False)
 
 
 def products(graph: Graph) -> dict[str, Function | str]:
