@@ -72,8 +72,12 @@ def operations() -> tuple[str, ...]:
 
 
 def implementations(operation: str) -> tuple[str, ...]:
-    """Names of the implementations of ``operation``, fastest first."""
-    return tuple(candidate.name for candidate in _registry[operation])
+    """Names of the implementations of ``operation``, fastest first.
+
+    Raises:
+        ValueError: no such operation.
+    """
+    return tuple(candidate.name for candidate in _registered(operation, "operation"))
 
 
 def call(operation: str, requested: str | None, *args: Any, **kwargs: Any) -> Any:
@@ -85,9 +89,10 @@ def choose(operation: str, requested: str | None, *args: Any, **kwargs: Any) -> 
     """Say which implementation would serve a call with these arguments, and why the faster ones would not.
 
     Raises:
-        ValueError: the requested implementation does not exist for this operation.
+        ValueError: no such operation, or the requested implementation does not exist for it.
         UnavailableError: the requested implementation cannot run here or cannot serve these arguments.
     """
+    _registered(operation, "operation")
     rejected: dict[str, str] = {}
     picked = _pick(operation, requested, rejected, args, kwargs)
     return Choice(operation, picked, _request(operation, requested) is not None, rejected)
@@ -151,11 +156,17 @@ def _expand(everything: str | None, by_operation: dict[str, str], source: str) -
             raise ValueError(f"{source}: found {everything!r}, expected one of {', '.join(IMPLEMENTATION_NAMES)}")
         new = {op: everything for op, known in _registry.items() if any(i.name == everything for i in known)}
     for operation, name in by_operation.items():
-        if operation not in _registry:
-            raise ValueError(f"{source}: found operation {operation!r}, expected one of {', '.join(operations())}")
+        _registered(operation, source)
         _find(operation, name, source)
         new[operation] = name
     return new
+
+
+def _registered(operation: str, source: str) -> tuple[Implementation, ...]:
+    """The implementations of an operation that somebody named."""
+    if operation not in _registry:
+        raise ValueError(f"{source}: found operation {operation!r}, expected one of {', '.join(operations())}")
+    return _registry[operation]
 
 
 def _find(operation: str, name: str, source: str) -> Implementation:

@@ -97,6 +97,9 @@ def test_unknown_names() -> None:
         pass
     with pytest.raises(ValueError, match="found operation 'toys'"), use_implementation(toys="cpp"):
         pass
+    for ask in (dispatch.implementations, lambda name: dispatch.choose(name, None)):
+        with pytest.raises(ValueError, match="operation: found operation 'toys', expected one of"):
+            ask("toys")
 
 
 def test_choice_says_why() -> None:
