@@ -28,7 +28,7 @@ def accelerate(model: nn.Module) -> Report:
     Nothing is added to the model and no parameter changes: state dict, optimisers, hooks and copies stay as they are,
     results and gradients to rounding error. A pickled model is the plain one. Parts that are accelerated already stay
     so. What a part is given decides at each call whether the kernels can serve it, else the part's own code runs:
-    dropout in training, autocast, masks.
+    attention with dropout in training, autocast, masks or settings changed since.
 
     Returns:
         What was replaced, what was left and why; its ``undo`` takes the changes back.

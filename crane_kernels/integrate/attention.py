@@ -31,6 +31,8 @@ def refuses_state(module: nn.MultiheadAttention, tokens: Tensor) -> str | None:
         return "dropout is on"
     if tokens.dtype != module.in_proj_weight.dtype or tokens.device != module.in_proj_weight.device:
         return "the tokens have another dtype or device than the weights"
+    if tokens.is_meta:
+        return "the meta device holds no numbers"
     if torch.is_autocast_enabled(tokens.device.type):
         return "autocast is on"
     if torch._C._are_functorch_transforms_active():

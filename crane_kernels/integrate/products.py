@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from crane_kernels.sparse_mm import fast_graph
+from crane_kernels.sparse_mm import fast_operands
 from crane_kernels.sparse_mm.cache import LAYOUTS
 from crane_kernels.spmm import spmm
 
@@ -33,9 +33,9 @@ class SparseProducts(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in _PRODUCTS and len(args) == 2 and not kwargs and _is_sparse(args[0]):
-            graph = fast_graph(*args)
-            if graph is not None:
-                return spmm(graph, args[1])
+            operands = fast_operands(*args)
+            if operands is not None:
+                return spmm(*operands)
         return func(*args, **(kwargs or {}))
 
 

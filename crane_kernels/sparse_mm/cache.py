@@ -40,9 +40,11 @@ def graph_of(A: Tensor) -> Graph:
     """The graph of a sparse matrix in one of ``LAYOUTS``, from its last conversion if there was one.
 
     Raises:
-        ValueError: what :meth:`Graph.from_torch` raises.
+        ValueError: ``A`` was made in inference mode, or what :meth:`Graph.from_torch` raises.
     """
     arrays = _arrays(A)
+    if any(array.is_inference() for array in arrays):
+        raise ValueError("A was made in inference mode, where torch does not count changes")
     index, value = (array.untyped_storage() for array in arrays[-2:])
     by_index = _entries.setdefault(value, WeakKeyDictionary())
     entry = by_index.get(index)

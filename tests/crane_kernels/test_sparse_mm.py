@@ -228,3 +228,50 @@ def test_gradients_of_csc_are_refused_before_the_backward() -> None:
         sparse_mm(A, x)
     with torch.no_grad():
         torch.testing.assert_close(sparse_mm(A, x), torch.sparse.mm(A, x))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_made_in_inference_mode(layout: str, conversions: list[Tensor]) -> None:
+    x = torch.randn(20, 3)
+    with torch.inference_mode():
+        made = sparse(layout)
+        torch.testing.assert_close(sparse_mm(made, x), torch.sparse.mm(made, x))
+        made.mul_(2)
+        torch.testing.assert_close(sparse_mm(made, x), torch.sparse.mm(made, x))
+    assert not conversions
+    with pytest.raises(RuntimeError, match="requested but A was made in inference mode"):
+        sparse_mm(made, x, implementation="reference")
+    A = sparse(layout)
+    with torch.inference_mode():
+        torch.testing.assert_close(sparse_mm(A, x), torch.sparse.mm(A, x))
+    assert len(conversions) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_autocast_as_torchs(dtype: torch.dtype, conversions: list[Tensor]) -> None:
+    A = sparse("uncoalesced", dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    x = torch.randn(20, 7).to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = sparse_mm(A, x), torch.sparse.mm(A, x)
+    assert len(conversions) == 1
+    assert ours.dtype == theirs.dtype
+    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+    (found,) = torch.autograd.grad(ours.float().sum(), x)  # torch's own backward fails on the CPU: its dtypes differ
+    assert found.dtype == dtype
+    torch.testing.assert_close(
+        found.double(), A.to_dense().double().T @ torch.ones(30, 7).double(), rtol=2e-2, atol=2e-2
+    )
+
+
+def test_transforms_of_functions_are_torchs() -> None:
+    A, x = sparse("uncoalesced"), torch.randn(20, 3)
+    ours, theirs = (
+        torch.func.grad(lambda x, f=multiply: f(A, x).sin().sum())(x) for multiply in (sparse_mm, torch.sparse.mm)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_meta_device_is_torchs() -> None:
+    A, x = sparse("csr").to("meta"), torch.ones(20, 3, device="meta")
+    with pytest.raises(RuntimeError, match="requested but the meta device holds no numbers"):
+        sparse_mm(A, x, implementation="reference")

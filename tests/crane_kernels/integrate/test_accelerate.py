@@ -29,15 +29,15 @@ from crane_kernels.integrate import products
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The sparse matrices whose products the kernels serve during the test."""
     seen: list[Tensor] = []
-    fast_graph = products.fast_graph
+    fast_operands = products.fast_operands
 
-    def record(A: Tensor, x: Tensor) -> crane_kernels.Graph | None:
-        graph = fast_graph(A, x)
-        if graph is not None:
+    def record(A: Tensor, x: Tensor) -> tuple[crane_kernels.Graph, Tensor] | None:
+        operands = fast_operands(A, x)
+        if operands is not None:
             seen.append(A)
-        return graph
+        return operands
 
-    monkeypatch.setattr(products, "fast_graph", record)
+    monkeypatch.setattr(products, "fast_operands", record)
     return seen
 
 

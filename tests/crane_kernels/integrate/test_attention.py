@@ -262,6 +262,17 @@ def test_accelerated_within_inference_mode(plans_run: list[Plan]) -> None:
     assert len(plans_run) == 1
 
 
+def test_shapes_on_the_meta_device() -> None:
+    modules = [fusion(), nn.MultiheadAttention(D, 4, batch_first=True)]
+    for module in modules:
+        accelerate(module)
+        module.to("meta")
+    visual, textual = (x.to("meta") for x in features())
+    assert modules[0](visual, textual).shape == (20, D)
+    x = torch.empty(20, 2, D, device="meta")
+    assert modules[1](x, x, x)[0].shape == (20, 2, D)
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 def test_transforms_of_functions(swapped: bool) -> None:
     plain, ours = fusion(swapped=swapped), fusion(swapped=swapped)
