@@ -55,7 +55,8 @@ def from_state_dict(state: Mapping[str, Tensor], dataset: Dataset, **settings: A
 
     Raises:
         TypeError: a setting does not exist.
-        ValueError: a parameter is missing, not known or of the wrong shape, or the data set does not fit.
+        ValueError: a parameter is missing, not known or of the wrong shape, the data set does not fit, or features that
+            were trained would be lost by ``trainable_features=False``.
     """
     expected = _expected_names()
     for name in expected:
@@ -64,6 +65,8 @@ def from_state_dict(state: Mapping[str, Tensor], dataset: Dataset, **settings: A
     for name in state:
         if name not in expected:
             raise ValueError(f"state: found {name}, which the released CRANE does not have")
+    for name in sorted(expected):
+        _check_dimensions(name, state[name])
     dim = state["user_embedding.weight"].shape[1]
     given = {"dim": dim, **SETTINGS, **settings}
     unknown = given.keys() - {field.name for field in fields(CRANEConfig)}
@@ -85,6 +88,14 @@ def _expected_names() -> set[str]:
     }
 
 
+def _check_dimensions(name: str, value: object) -> None:
+    dimensions = 1 if name.endswith("bias") else 2
+    if not isinstance(value, Tensor):
+        raise ValueError(f"state: found {type(value).__name__} for {name}, expected a tensor")
+    if value.dim() != dimensions:
+        raise ValueError(f"state: found shape {tuple(value.shape)} for {name}, expected {dimensions} dimensions")
+
+
 def _converted(state: Mapping[str, Tensor], dataset: Dataset, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state by this package's names, in the shapes of ``like``."""
     users = _rows("user", dataset.user_ids, state["user_embedding.weight"])
@@ -97,16 +108,27 @@ def _converted(state: Mapping[str, Tensor], dataset: Dataset, like: Mapping[str,
         found[f"fusion.attention.{name}"] = state[_ATTENTION + name]
     dim = like["user_embedding"].shape[1]
     weights, biases = [], []
-    for m, modality in enumerate(_modalities(dataset)):
+    for m, (modality, given) in enumerate(zip(_modalities(dataset), dataset.features.values(), strict=True)):
         raw, projection, token = _OF_MODALITY[modality]
+        features = _features(f"{raw}.weight", state, items)
         if f"fusion.projection.raw_{m}" in like:
-            found[f"fusion.projection.raw_{m}"] = state[f"{raw}.weight"][items]
+            found[f"fusion.projection.raw_{m}"] = features
+        elif not torch.equal(features.to("cpu", torch.float32), torch.from_numpy(given)):
+            why = f"the state's {raw}.weight is not the data set's features"
+            raise ValueError(f"trainable_features: found False, expected True, since {why}")
         found[f"fusion.projection.weight_{m}"] = state[f"{projection}.weight"].T
         found[f"fusion.projection.bias_{m}"] = state[f"{projection}.bias"]
         weights.append(_of_shape(f"{token}.weight", state[f"{token}.weight"], (dim, dim)).T)
         biases.append(_of_shape(f"{token}.bias", state[f"{token}.bias"], (dim,))[None])
     found["fusion.w_token"], found["fusion.b_token"] = torch.stack(weights), torch.stack(biases)
     return {name: _of_shape(name, tensor, tuple(like[name].shape)) for name, tensor in found.items()}
+
+
+def _features(name: str, state: Mapping[str, Tensor], items: Tensor) -> Tensor:
+    found, expected = len(state[name]), len(state["item_id_embedding.weight"])
+    if found != expected:
+        raise ValueError(f"state: found {found} rows in {name}, expected {expected}, as in item_id_embedding.weight")
+    return state[name][items]
 
 
 def _of_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -33,10 +33,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class _Target:
-    """Where a value goes, by dotted name, and how it is written there."""
+    """Where a value goes, by dotted name, how it is written there, and what it must be for that."""
 
     name: str
     convert: Callable[[Any], Any] = lambda value: value
+    expected: str = ""
 
 
 def _metric(value: Any) -> str:
@@ -45,27 +46,37 @@ def _metric(value: Any) -> str:
 
 
 def _metrics(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError
     return [_metric(entry) for entry in value]
 
 
 def _patience(steps: Any) -> int:
-    return int(steps) + 1  # MMRec stops once more than that many evaluations in a row are no better
+    if not isinstance(steps, int):
+        raise TypeError
+    return steps + 1  # MMRec stops once more than that many evaluations in a row are no better
 
 
 def _kept(dropout: Any) -> float:
     return 1 - float(dropout)
 
 
+def _device(use_gpu: Any) -> str:
+    if not isinstance(use_gpu, bool):
+        raise TypeError
+    return "auto" if use_gpu else "cpu"
+
+
 _TARGETS = {
     "seed": _Target("seed"),
     "epochs": _Target("training.epochs"),
-    "stopping_step": _Target("training.patience", _patience),
+    "stopping_step": _Target("training.patience", _patience, "a whole number"),
     "eval_step": _Target("training.eval_every"),
     "train_batch_size": _Target("training.batch_size"),
     "learning_rate": _Target("training.learning_rate"),
     "valid_metric": _Target("training.metric", _metric),
-    "use_gpu": _Target("training.device", lambda use: "auto" if use else "cpu"),
-    "metrics": _Target("evaluation.metrics", _metrics),
+    "use_gpu": _Target("training.device", _device, "True or False"),
+    "metrics": _Target("evaluation.metrics", _metrics, "a list of names"),
     "topk": _Target("evaluation.ks"),
     "USER_ID_FIELD": _Target("data.user_column"),
     "ITEM_ID_FIELD": _Target("data.item_column"),
@@ -77,7 +88,7 @@ _OF_GRAPHS = {
     "n_ui_layers": _Target("model.layers"),
     "knn_k": _Target("model.neighbours"),
     "mm_image_weight": _Target("model.image_weight"),
-    "dropout": _Target("model.edge_keep", _kept),
+    "dropout": _Target("model.edge_keep", _kept, "a number"),
 }
 _OF_MODEL = {
     "crane": {
@@ -134,15 +145,23 @@ def read(folder: Path, model: str = "crane", data: str | None = None, given: fro
         values |= content
         origin |= dict.fromkeys(content, file)
     targets = {**_TARGETS, **_OF_MODEL[model]}
-    mapping: dict[str, Any] = {"model": {"name": model}, "training": _schedule(values), "data": {"format": "mmrec"}}
+    mapping: dict[str, Any] = {
+        "model": {"name": model},
+        "training": _schedule(values, origin),
+        "data": {"format": "mmrec"},
+    }
     mapping["model"] |= _fixed(model)
     mapping["data"]["path"] = str(path or _data_folder(configs, values, name) / str(values.get("inter_file_name", "")))
     for key, target in targets.items():
         if key in values and target.name not in given:
-            _put(mapping, target.name, target.convert(_single(key, values[key], origin[key], target.name)))
+            _put(
+                mapping,
+                target.name,
+                _converted(key, _single(key, values[key], origin[key], target.name), origin, target),
+            )
     only, otherwise = {**_ONLY, **_ONLY_OF_MODEL.get(model, {})}, _OTHERWISE.get(model, {})
     for key, expected in only.items():
-        if key in values and _lower(values[key]) != expected:
+        if key in values and _lower(_unwrapped(values[key])) != expected:
             raise ValueError(f"{origin[key]}: {key} is {values[key]!r}, and only {expected!r} has a meaning here")
     for key, name in otherwise.items():
         if key in values and name not in given:
@@ -199,26 +218,41 @@ def _data_folder(configs: Path, values: Mapping[str, Any], name: str) -> Path:
 
 def _single(key: str, value: Any, file: Path, name: str) -> Any:
     """The value, or the only one of a list of values to search."""
-    if not isinstance(value, list) or key in _LISTS:
+    if key in _LISTS:
         return value
-    if len(value) != 1:
+    if isinstance(value, list) and len(value) != 1:
         raise ValueError(f"{file}: {key} lists {len(value)} values to search, and a run has one: give --set {name}=...")
-    return value[0]
+    return _unwrapped(value)
 
 
-def _schedule(values: Mapping[str, Any]) -> dict[str, Any]:
+def _converted(key: str, value: Any, file: Path, target: _Target) -> Any:
+    try:
+        return target.convert(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {key} is {value!r}, expected {target.expected}") from error
+
+
+def _schedule(values: Mapping[str, Any], origin: Mapping[str, Path]) -> dict[str, Any]:
     """MMRec multiplies the learning rate by factor^(1 / epochs) every epoch."""
-    factor, epochs = values.get("learning_rate_scheduler", (1.0, 1))
-    if float(factor) == 1:
-        return {"schedule": "constant"}
-    return {"schedule": "step", "decay_factor": float(factor) ** (1 / float(epochs)), "decay_epochs": 1}
+    key = "learning_rate_scheduler"
+    value = values.get(key, [1.0, 1])
+    try:
+        factor, epochs = map(float, value)
+        root = factor ** (1 / epochs)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{origin[key]}: {key} is {value!r}, expected a list of a factor and epochs") from error
+    return {"schedule": "constant"} if factor == 1 else {"schedule": "step", "decay_factor": root, "decay_epochs": 1}
 
 
 def _check_widths(values: Mapping[str, Any], origin: Mapping[str, Path]) -> None:
-    width, of_features = values.get("embedding_size"), values.get("feat_embed_dim")
+    width, of_features = (_unwrapped(values.get(key)) for key in ("embedding_size", "feat_embed_dim"))
     if of_features is not None and of_features != width:
         file = origin["feat_embed_dim"]
         raise ValueError(f"{file}: feat_embed_dim is {of_features} and embedding_size is {width}, expected one width")
+
+
+def _unwrapped(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _lower(value: Any) -> Any:

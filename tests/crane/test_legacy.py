@@ -147,6 +147,10 @@ def test_training_goes_on_from_the_loaded_weights(dataset: Dataset) -> None:
             ValueError,
             r"shape \(16, 24\) for cross_modal_attention.visual_proj.weight, expected \(16, 16\)",
         ),
+        ({"user_embedding.weight": torch.zeros(40)}, {}, ValueError, r"found shape \(40,\) .*, expected 2 dimensions"),
+        ({"image_embedding.weight": torch.zeros(20, 24)}, {}, ValueError, "found 20 rows in image_embedding.weight"),
+        ({"image_embedding.weight": np.zeros((30, 24))}, {}, ValueError, "found ndarray for image_embedding.weight"),
+        ({}, {"trainable_features": False}, ValueError, "the state's image_embedding.weight is not the data set's"),
         ({"text_embedding.weight": torch.zeros(30, 13)}, {}, ValueError, r"found shape \(30, 13\)"),
         ({}, {"depth": 2}, TypeError, "found depth, which CRANE does not have"),
         ({}, {"attention": "recursive"}, ValueError, "found 'recursive', expected 'items' or 'modalities'"),
@@ -166,6 +170,17 @@ def test_refusals(
             state[name] = value
     with pytest.raises(error, match=text):
         legacy.from_state_dict(state, dataset, **settings)
+
+
+def test_features_that_were_not_trained_can_stay_frozen(dataset: Dataset) -> None:
+    theirs = released(dataset, "items")
+    with torch.no_grad():
+        theirs.image_embedding.weight.copy_(torch.from_numpy(dataset.features["image"]))
+        theirs.text_embedding.weight.copy_(torch.from_numpy(dataset.features["text"]))
+    model = legacy.from_state_dict(theirs.state_dict(), dataset, neighbours=K, trainable_features=False)
+    user, item = model.embeddings()
+    expected = theirs.scores()[dataset.user_ids].detach()
+    torch.testing.assert_close(user @ item.T, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("ids", [np.arange(30) - 1, np.array([f"i{item}" for item in range(30)], dtype=object)])

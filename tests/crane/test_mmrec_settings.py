@@ -150,6 +150,13 @@ def test_data_by_name_by_folder_and_alone(toolbox: Path, tmp_path: Path) -> None
         ("overall", "training_neg_sample_num: 2\n", "training_neg_sample_num is 2"),
         ("model/CRANE", "feat_embed_dim: 32\n", "feat_embed_dim is 32 and embedding_size is 16, expected one width"),
         ("dataset/toy", "seed: [1, 2]\n", "toy.yaml: seed lists 2 values"),
+        ("overall", "stopping_step: abc\n", "overall.yaml: stopping_step is 'abc', expected a whole number"),
+        ("overall", "stopping_step: 2.5\n", "stopping_step is 2.5, expected a whole number"),
+        ("overall", "use_gpu: cuda\n", "use_gpu is 'cuda', expected True or False"),
+        ("overall", "metrics: Recall\n", "metrics is 'Recall', expected a list of names"),
+        ("overall", "learning_rate_scheduler: 0.96\n", "learning_rate_scheduler is 0.96, expected a list of a factor"),
+        ("overall", "learning_rate_scheduler: [0.96, 0]\n", r"is \[0.96, 0\], expected a list of a factor and epochs"),
+        ("model/CRANE", "dropout: few\n", "CRANE.yaml: dropout is 'few', expected a number"),
         ("overall", "data_path: nowhere\n", "found no folder .*nowhere/toy"),
     ],
 )
@@ -157,6 +164,11 @@ def test_what_has_no_meaning_is_refused(toolbox: Path, part: str, text: str, mes
     change(toolbox, part, text)
     with pytest.raises(ValueError, match=message):
         mmrec.read(toolbox)
+
+
+def test_lists_of_one_value_are_the_value(toolbox: Path) -> None:
+    change(toolbox, "model/CRANE", "embedding_size: [16]\nweight_decay: [0.0]\n")
+    assert RunConfig.from_mapping(mmrec.read(toolbox).mapping).model_config.dim == 16
 
 
 def test_missing_files_are_named(toolbox: Path, tmp_path: Path) -> None:
