@@ -145,20 +145,14 @@ def read(folder: Path, model: str = "crane", data: str | None = None, given: fro
         values |= content
         origin |= dict.fromkeys(content, file)
     targets = {**_TARGETS, **_OF_MODEL[model]}
-    mapping: dict[str, Any] = {
-        "model": {"name": model},
-        "training": _schedule(values, origin),
-        "data": {"format": "mmrec"},
-    }
+    mapping: dict[str, Any] = {"model": {"name": model}, "data": {"format": "mmrec"}}
+    mapping["training"] = _schedule(values, origin)
     mapping["model"] |= _fixed(model)
     mapping["data"]["path"] = str(path or _data_folder(configs, values, name) / str(values.get("inter_file_name", "")))
     for key, target in targets.items():
         if key in values and target.name not in given:
-            _put(
-                mapping,
-                target.name,
-                _converted(key, _single(key, values[key], origin[key], target.name), origin, target),
-            )
+            value = _single(key, values[key], origin[key], target.name)
+            _put(mapping, target.name, _converted(key, value, origin[key], target))
     only, otherwise = {**_ONLY, **_ONLY_OF_MODEL.get(model, {})}, _OTHERWISE.get(model, {})
     for key, expected in only.items():
         if key in values and _lower(_unwrapped(values[key])) != expected:
