@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from models import BASELINES, check_equal, make_trainer
 from scales import part_of
 
 from crane.data import Dataset
-from crane.sampling import EpochSampler
 
 OPERATION = "epoch"
 SCALES, QUICK_SCALES, REAL_DATA = ("baby",), ("demo",), True
@@ -26,11 +24,11 @@ def test_epoch(model: str, measure: Measure, dataset: Dataset, tmp_path: Path, q
     usual = BASELINES[model](dataset, trainer.model)
     check_equal(trainer, usual)
     training, whole = trainer.config.training, quick or in_full
-    sampled = dataset if whole else dataclasses.replace(dataset, train=part_of(dataset.train))
-    trainer.sampler = EpochSampler(sampled, training.batch_size, seed=0)
-    pairs = sampled.train
+    pairs = dataset.train if whole else part_of(dataset.train)
     optimizer = torch.optim.Adam(usual.parameters(), lr=training.learning_rate)
-    sampler = Sampler(pairs.users, pairs.items, dataset.n_items, training.batch_size, seed=0)
+    sampler = Sampler(dataset.train.users, dataset.train.items, dataset.n_items, training.batch_size, seed=0)
+    sampler.users, sampler.items = pairs.users, pairs.items
+    trainer.sampler.users, trainer.sampler.items = torch.from_numpy(pairs.users), torch.from_numpy(pairs.items)
     measure(
         partial(trainer._train, 1),
         {"research code": partial(train_epoch, usual, optimizer, sampler)},

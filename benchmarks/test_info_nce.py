@@ -29,7 +29,9 @@ def test_info_nce(n: int, case: str, measure: Measure, device: str, requested: s
     others = {
         peers.PLAIN: peers.plain_info_nce,
         peers.PLAIN_COMPILED: peers.TOO_LONG if quick else peers.compiled(peers.plain_info_nce),
-        peers.COMPILED: peers.TOO_LONG if quick else peers.compiled(reference.info_nce),
+        peers.COMPILED: peers.TOO_LONG
+        if quick
+        else partial(peers.compiled(reference.info_nce), ids=None, symmetric=False),
     }
     backward = case == peers.BACKWARD
 
