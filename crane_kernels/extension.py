@@ -109,6 +109,10 @@ def refuses_derivatives() -> str | None:
     """Which derivatives the compiled operators of any device lack at the moment; ``None`` when none."""
     if forward_ad._current_level >= 0:  # a custom operator would take every tangent for zero
         return "forward-mode differentiation is under way"
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        stack = torch._C._functorch.get_interpreter_stack() or []
+        if any(level.key() == torch._C._functorch.TransformType.Grad for level in stack):
+            return "torch.func differentiates, which custom operators do not support"
     return None
 
 

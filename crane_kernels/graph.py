@@ -35,7 +35,7 @@ class _Structure:
 
     def transpose(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rowptr and col of the transpose, and for each of its edges which of these it is."""
-        if self.transposed is not None:
+        if self.transposed is not None and _serves(self.transposed[0]):
             return self.transposed
         found = _transpose(self.rowptr, self.col, self.shape)
         if _tensors_are_real():
@@ -351,8 +351,9 @@ class Graph:
         source = None if self._source is None else self._source[0]()
         if source is not None and self._source is not None and not _changed(source._value, self._source[1]):
             return source
-        if self._transpose is not None and not _changed(self._transpose._value, self._transpose._made):
-            return self._transpose
+        kept = self._transpose
+        if kept is not None and not _changed(kept._value, kept._made) and _serves(kept._value):
+            return kept
         rowptr, col, order = self._structure.transpose()
         structure = _Structure(rowptr, col, (self.n_cols, self.n_rows))
         transpose = Graph._of(structure, self._value.index_select(0, order), self._symmetric)
@@ -407,7 +408,7 @@ class Graph:
             return learned
         self._notice_changes()
         kept = self._cast.get(dtype)
-        if kept is not None and not _changed(kept._value, kept._made):
+        if kept is not None and not _changed(kept._value, kept._made) and _serves(kept._value):
             return kept
         # Rounding can make a matrix symmetric but never unsymmetric: only a yes carries over.
         cast = Graph._of(self._structure, self._value.to(dtype), self._symmetric or None)
@@ -493,8 +494,15 @@ class Graph:
 
 
 def _tensors_are_real() -> bool:
-    """Whether what is computed can be kept: torch.export computes with stand-ins for tensors."""
-    return not torch.compiler.is_exporting()
+    """Whether what is computed can be kept: torch.export and torch.func compute with stand-ins for tensors."""
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return not torch._C._are_functorch_transforms_active()
+
+
+def _serves(kept: Tensor) -> bool:
+    """Whether a kept tensor can be used here: outside inference mode autograd saves none that was made within."""
+    return torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not kept.is_inference()
 
 
 def _version(value: Tensor) -> int:
@@ -519,6 +527,8 @@ def _shape(shape: Sequence[int]) -> tuple[int, int]:
 
 def _tensor(values: Indices | Values) -> Tensor:
     """Tensors as they are, arrays in their dtype, sequences as ``torch.tensor`` has it (floats become float32)."""
+    if isinstance(values, Tensor):
+        return values  # torch.as_tensor would move it to torch's default device
     return torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else torch.as_tensor(values)
 
 

@@ -235,6 +235,30 @@ def test_values_of_inference_mode() -> None:
         assert torch.equal(graph.transpose().to(torch.float32).to_dense(), graph.to_dense().T.float())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_inference_mode_derived_is_built_again_for_training(dtype: torch.dtype) -> None:
+    graph = random_graph(5, 4, 9)
+    with torch.inference_mode():
+        spmm(graph, torch.ones(4, 2, dtype=dtype))
+        graph.to(dtype).transpose()
+    x = torch.ones(4, 2, dtype=dtype, requires_grad=True)
+    (grad,) = torch.autograd.grad(spmm(graph, x).sum(), x)
+    torch.testing.assert_close(grad, graph.to_dense().sum(0)[:, None].expand(4, 2).to(dtype))
+    assert graph.to(dtype).transpose() is graph.to(dtype).transpose()
+
+
+def test_nothing_is_kept_that_belongs_to_a_transform() -> None:
+    graph = random_graph(5, 4, 9)
+    torch.func.grad(lambda x: (graph.transpose().to(torch.float32).to_dense() @ x).sum())(torch.ones(5, 2))
+    assert pickle.loads(pickle.dumps(graph.transpose())).shape == (4, 5)
+
+
+def test_tensors_stay_where_they_are_whatever_the_default_device() -> None:
+    with torch.device("meta"):
+        graph = Graph.from_edges(torch.tensor([0], device="cpu"), torch.tensor([1], device="cpu"))
+    assert graph.device.type == "cpu"
+
+
 def test_bipartite() -> None:
     graph = Graph.from_edges(**EDGES)
     dense = torch.zeros(5, 5)

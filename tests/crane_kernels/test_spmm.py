@@ -396,3 +396,18 @@ def test_forward_mode_derivative_is_the_product_with_the_tangent() -> None:
     x, tangent = torch.randn(3, 4), torch.randn(3, 4)
     _, found = torch.func.jvp(lambda q: spmm(graph, q), (x,), (tangent,))
     torch.testing.assert_close(found, spmm(graph, tangent))
+
+
+@pytest.mark.parametrize("reduce", REDUCES)
+def test_gradients_by_torch_func(reduce: Any) -> None:
+    graph = random_graph(6, 5, 12)
+    x, rows = torch.randn(5, 3, dtype=torch.float64), torch.tensor([3, 1, 3])
+
+    def loss(value: Tensor, x: Tensor) -> Tensor:
+        return spmm(graph.with_value(value), x, rows, reduce).square().sum()
+
+    own = graph.value.clone().requires_grad_(), x.clone().requires_grad_()
+    expected = torch.autograd.grad(loss(*own), own)
+    torch.testing.assert_close(torch.func.grad(loss, argnums=(0, 1))(graph.value, x), expected)
+    each = torch.func.vmap(torch.func.grad(lambda x: loss(graph.value, x)))(torch.stack([x, x]))
+    torch.testing.assert_close(each, torch.stack([expected[1]] * 2))
