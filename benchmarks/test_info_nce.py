@@ -15,23 +15,26 @@ from crane_kernels.info_nce import reference
 
 OPERATION = "info_nce"
 DIM, TEMPERATURE = 64, 0.2
-ROWS, QUICK_ROWS = (1024, 2048, 4096, 8192), (1024, 2048)
+ALL_ROWS, ROWS, QUICK_ROWS = (1024, 2048, 4096, 8192), (1024, 2048, 4096), (1024, 2048)
+COMPILED_AT = 2048
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    metafunc.parametrize("n", QUICK_ROWS if metafunc.config.getoption("--quick") else ROWS)
+    quick, in_full = (metafunc.config.getoption(option) for option in ("--quick", "--scale"))
+    metafunc.parametrize("n", QUICK_ROWS if quick else ALL_ROWS if in_full else ROWS)
 
 
 @pytest.mark.parametrize("case", peers.CASES)
-def test_info_nce(n: int, case: str, measure: Measure, device: str, requested: str | None, quick: bool) -> None:
+def test_info_nce(
+    n: int, case: str, measure: Measure, device: str, requested: str | None, quick: bool, in_full: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(n, DIM, generator=generator).to(device).requires_grad_() for _ in range(2))
+    not_compiled = peers.TOO_LONG if quick else None if in_full or n == COMPILED_AT else peers.ONE_SCALE
     others = {
         peers.PLAIN: peers.plain_info_nce,
-        peers.PLAIN_COMPILED: peers.TOO_LONG if quick else peers.compiled(peers.plain_info_nce),
-        peers.COMPILED: peers.TOO_LONG
-        if quick
-        else partial(peers.compiled(reference.info_nce), ids=None, symmetric=False),
+        peers.PLAIN_COMPILED: not_compiled or peers.compiled(peers.plain_info_nce),
+        peers.COMPILED: not_compiled or partial(peers.compiled(reference.info_nce), ids=None, symmetric=False),
     }
     backward = case == peers.BACKWARD
 
