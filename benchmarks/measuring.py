@@ -21,7 +21,7 @@ Run = Callable[[], Any]
 Peer = Run | str  # what to time, or why it cannot be timed here
 ROUNDS = (5, 60)
 QUICK_ROUNDS = (3, 15)
-BUDGET, QUICK_BUDGET = 0.8, 0.25  # seconds for the rounds of ours and all peers, beyond which no peer is timed again
+BUDGET, QUICK_BUDGET = 0.5, 0.25  # seconds for the rounds of ours and all peers, beyond which no peer is timed again
 SLOW = 0.5  # seconds of a call that needs no call before it to warm up, nor to find how many calls make a turn
 COMPILES = "torch.compile"  # in the name of a peer: its first call compiles
 TURN = 5e-3  # seconds a turn takes at least, so that it begins to matter little what the turn before left in the caches
@@ -30,10 +30,13 @@ TURN = 5e-3  # seconds a turn takes at least, so that it begins to matter little
 class Measure:
     """Measures one case: see :meth:`__call__`."""
 
-    def __init__(self, benchmark: BenchmarkFixture, device: str, quick: bool, where: dict[str, str]) -> None:
+    def __init__(
+        self, benchmark: BenchmarkFixture, device: str, quick: bool, hold: bool, where: dict[str, str]
+    ) -> None:
         self.benchmark = benchmark
         self.device = device
         self.quick = quick
+        self.hold = hold
         self.where = where
 
     def __call__(
@@ -71,7 +74,7 @@ class Measure:
         with serving() as served:
             expected, peak, once[""] = self._peak(ours)
         served_by = served.get(self.where["operation"]) or ", ".join(sorted(set(served.values()))) or "torch"
-        peaks = {}
+        peaks, found = {}, None
         for name, run in runnable.items():
             if COMPILES in name:
                 run()
@@ -109,6 +112,11 @@ class Measure:
         if work is not None:
             self.benchmark.extra_info |= self._fraction(work, seconds)
         self._print(seconds)
+
+    def at_least(self, peer: str, ratio: float) -> None:
+        """With ``--hold``, fail where ours is not ``ratio`` times as fast as ``peer`` on the CPU."""
+        found = self.benchmark.extra_info["peers"][peer]["ratio"]
+        assert not self.hold or self.device != "cpu" or found >= ratio, f"{found:.2f}x {peer}, expected {ratio}x"
 
     def _peak(self, run: Run) -> tuple[Any, int | None, float]:
         """The result of a call, the most memory that it held, and about how long it took."""

@@ -22,7 +22,7 @@ LEAST = 5  # interactions of a user and, on average, of the least popular items
 SPREAD = 1.1  # of the logarithms of popularity
 SPLIT = (8.0, 1.0, 1.0)
 FEATURES = {"image": 512, "text": 384}
-PART = 8
+PART = 16
 POWER_LAW_NODES, POWER_LAW_EDGES = 1_000_000, 10_000_000
 
 
@@ -103,7 +103,7 @@ def dataset(scale: str, folder: Path | None = None) -> Dataset:
 
 
 def part_of(pairs: Interactions) -> Interactions:
-    """Every eighth pair: by default what takes research code most of a minute is measured on these."""
+    """Every sixteenth pair: by default what takes research code most of a minute is measured on these."""
     return Interactions(pairs.users[::PART], pairs.items[::PART])
 
 

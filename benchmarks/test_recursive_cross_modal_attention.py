@@ -51,7 +51,7 @@ def agree(ours: Any, theirs: Any) -> None:
 
 @pytest.mark.parametrize("case", peers.CASES)
 def test_recursive_cross_modal_attention(
-    scale: str, case: str, measure: Measure, device: str, requested: str | None, not_compiled: str | None, quick: bool
+    scale: str, case: str, measure: Measure, device: str, requested: str | None, not_compiled: str | None
 ) -> None:
     size, backward = scales.SIZES[scale], case == peers.BACKWARD
     n = size.users + size.items
@@ -77,14 +77,14 @@ def test_recursive_cross_modal_attention(
         agree=agree,
     )
     if backward and device == "cpu" and scale == "baby":
-        require_bounds(measure.benchmark.extra_info, quick)
+        require_bounds(measure)
 
 
-def require_bounds(found: dict[str, Any], quick: bool) -> None:
-    """Peak memory is what it is on any machine; times are held to their ratio where they were measured in full."""
-    direct = found["peers"][DIRECT]
+def require_bounds(measure: Measure) -> None:
+    """Peak memory is what it is on any machine; times are held to their ratio where that is asked for."""
+    found = measure.benchmark.extra_info
     if found["implementation"] != "cpp":
         return
     if found["peak_bytes"]:
-        assert direct["peak_bytes"] >= SMALLER * found["peak_bytes"]
-    assert quick or direct["ratio"] >= FASTER
+        assert found["peers"][DIRECT]["peak_bytes"] >= SMALLER * found["peak_bytes"]
+    measure.at_least(DIRECT, FASTER)
