@@ -93,8 +93,13 @@ struct Lanes<crane::BFloat16, kWidth> {
   static inline void store(crane::BFloat16* p, type v) {
     if constexpr (kWidth == 1) {
       *p = narrow_bfloat16(v);
-    } else {
-      for (int k = 0; k < kWidth; ++k) p[k] = narrow_bfloat16(v[k]);
+    } else {  // the same for all at once: rows of few edges would spend half their time here
+      using Bits = typename VectorOf<uint32_t, kWidth>::type;
+      const Bits bits = (Bits)v, nan = (Bits)(v != v);
+      const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+      const auto s =
+          __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), typename VectorOf<uint16_t, kWidth>::type);
+      __builtin_memcpy(p, &s, sizeof(s));
     }
   }
 };
@@ -120,6 +125,14 @@ struct Lanes<crane::Half, kWidth> {
     }
   }
   static inline void store(crane::Half* p, type v) {
+#if defined(__AVX512F__)
+    if constexpr (kWidth == 16) {
+      return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, (__m512)v, 0));
+    }
+#endif
+#if defined(__F16C__)
+    if constexpr (kWidth == 8) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, 0));
+#endif
     if constexpr (kWidth == 1) {
       *p = narrow_half(v);
     } else {
