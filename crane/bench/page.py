@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from crane.bench.charts import Picture, case_picture, fraction_picture, overview_picture, peer_names, slug
-from crane.bench.results import Results, Row
+from crane.bench.results import Results, Row, merged
 from crane.files import write_atomically, write_text
 
 PAGE = "index.html"
@@ -45,7 +45,7 @@ the rates measured on this machine, over the time it took; caches can lift it ab
 
 
 def write_page(runs: Sequence[Results], folder: Path) -> Path:
-    """Write the report of several runs into ``folder``; a case that is in several counts as in the last.
+    """Write the report of several runs into ``folder``; what is in several counts by its medians.
 
     Returns:
         The page's path.
@@ -53,7 +53,7 @@ def write_page(runs: Sequence[Results], folder: Path) -> Path:
     Raises:
         OSError: the folder cannot be written.
     """
-    results = _merged(runs)
+    results = merged(runs)
     folder.mkdir(parents=True, exist_ok=True)
     groups = results.by_title()
     largest = [rows[-1] for rows in groups.values() if rows[-1].peers]
@@ -85,14 +85,6 @@ def write_page(runs: Sequence[Results], folder: Path) -> Path:
     return folder / PAGE
 
 
-def _merged(runs: Sequence[Results]) -> Results:
-    """The rows of all runs; machine, limits and time of the last."""
-    rows = {row.name: row for run in runs for row in run.rows}
-    not_run = {tuple(case.items()): case for run in runs for case in run.not_run}
-    last = runs[-1]
-    return Results(tuple(rows.values()), tuple(not_run.values()), last.machine, last.limits, last.time)
-
-
 def _document(results: Results, body: str) -> str:
     operations = dict.fromkeys(row.operation for row in results.rows)
     links = [("overview", "Overview"), ("limits", "Limits"), *((slug(name), name) for name in operations)]
@@ -107,9 +99,11 @@ def _document(results: Results, body: str) -> str:
 
 def _machine(results: Results) -> str:
     machine = results.machine
+    several = f"medians of {results.runs} runs, of which this is the last" if results.runs > 1 else ""
+    quick = "a quick run" if results.rows[0].quick else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     rows = [
-        ("measured", results.time[:16].replace("T", " ") + (", a quick run" if results.rows[0].quick else "")),
+        ("measured", ", ".join(filter(None, (results.time[:16].replace("T", " "), several, quick)))),
         ("processor", f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads used"),
         ("instruction set", machine["instruction_set"] or "torch's own"),
         ("devices", ", ".join(machine["devices"])),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Results:
         machine: processor, threads, versions and what serves each operation.
         limits: by device, measured bytes or operations a second; of gathering, by the bytes of the table.
         time: when, as ISO 8601.
+        runs: of how many runs these are the medians.
     """
 
     rows: tuple[Row, ...]
@@ -95,6 +99,7 @@ class Results:
     machine: dict[str, Any]
     limits: dict[str, dict[str, Any]]
     time: str
+    runs: int = 1
 
     def by_title(self) -> dict[str, list[Row]]:
         """The rows of each picture, from small to large."""
@@ -124,6 +129,48 @@ def load(path: Path) -> Results:
     if not rows:
         raise ValueError(f"{path}: found no measured case, expected at least one")
     return results
+
+
+def merged(runs: Sequence[Results]) -> Results:
+    """All cases of several runs, with the medians of what is in more than one; machine, limits and time of the last."""
+    rows: dict[str, list[Row]] = {}
+    for row in (row for run in runs for row in run.rows):
+        rows.setdefault(row.name, []).append(row)
+    not_run = {tuple(case.items()): case for run in runs for case in run.not_run}
+    return replace(
+        runs[-1],
+        rows=tuple(_median_row(found) for found in rows.values()),
+        not_run=tuple(not_run.values()),
+        runs=sum(run.runs for run in runs),
+    )
+
+
+def _median_row(rows: Sequence[Row]) -> Row:
+    found: dict[str, list[Peer]] = {}
+    for name, peer in (pair for row in rows for pair in row.peers.items()):
+        found.setdefault(name, []).append(peer)
+    peers = {
+        name: Peer(
+            statistics.median(peer.seconds for peer in values),
+            statistics.median(peer.ratio for peer in values),
+            _median(peer.peak_bytes for peer in values),
+        )
+        for name, values in found.items()
+    }
+    return replace(
+        rows[-1],
+        seconds=statistics.median(row.seconds for row in rows),
+        peak_bytes=_median(row.peak_bytes for row in rows),
+        fraction=_median(row.fraction for row in rows),
+        peers=peers,
+        not_run={name: reason for row in rows for name, reason in row.not_run.items() if name not in found},
+    )
+
+
+def _median(values: Iterable[Number | None]) -> Number | None:
+    """The lower median of what was measured, which is one of the values; None when nothing was."""
+    measured = [value for value in values if value is not None]
+    return statistics.median_low(measured) if measured else None
 
 
 def _row(info: dict[str, Any]) -> Row:

@@ -148,7 +148,7 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
         allow_abbrev=False,
     )
     bench.add_argument(
-        "results", metavar="FILE", nargs="+", help="results in JSON; of a case in several files the last one counts"
+        "results", metavar="FILE", nargs="+", help="results in JSON; of a case in several files the medians count"
     )
     action = bench.add_mutually_exclusive_group()
     action.add_argument(

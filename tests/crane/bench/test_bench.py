@@ -12,7 +12,7 @@ import matplotlib.image
 import pytest
 
 from crane.bench import Ratios, check, load, record, write_page
-from crane.bench.results import exponent
+from crane.bench.results import exponent, merged
 from crane.cli import main
 
 SCALES = {"baby": 1000, "sports": 2000, "elec": 8000}
@@ -142,12 +142,27 @@ def test_identifiers_of_pictures_do_not_clash(results: Path, tmp_path: Path) -> 
         assert all(not found & other for other in pictures[number + 1 :])
 
 
-def test_a_later_file_replaces_a_case(results: Path, tmp_path: Path) -> None:
-    later = write(tmp_path / "later.json", [entry("elec", seconds=123.0)])
-    page = write_page([load(results), load(later)], tmp_path / "report").read_text(encoding="utf-8")
-    assert "123 s" in page
+def test_a_case_of_several_runs_counts_by_its_medians(results: Path, tmp_path: Path) -> None:
+    peers = {"slow": {"seconds": 9.0, "ratio": 5.0, "peak_bytes": None}}
+    later = [entry("elec", seconds=seconds, peers=peers) for seconds in (1.0, 2.0)]
+    runs = [results, *(write(tmp_path / f"{n}.json", [run]) for n, run in enumerate(later))]
+    found = merged([load(path) for path in runs])
+    baby, sports, elec = found.rows
+    assert (elec.seconds, elec.peers["slow"].seconds, elec.peers["slow"].ratio) == (1.0, 9.0, 5.0)
+    assert elec.peers["slow"].peak_bytes == 512 * 8000
+    assert elec.peers["fast"].ratio == 0.5
+    assert (baby.seconds, sports.seconds) == (1e-3, 2e-3)
+    page = write_page([load(path) for path in runs], tmp_path / "report").read_text(encoding="utf-8")
+    assert "1 s<small>" in page
     assert "8 ms<small>" not in page
-    assert "sports" in page
+    assert "medians of 3 runs" in page
+
+
+def test_a_peer_that_ran_once_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    absent = write(tmp_path / "absent.json", [entry("baby", peers={}, not_run={"slow": "not installed"})])
+    (row,) = merged([load(with_ratio(tmp_path / "present.json", 4.0)), load(absent)]).rows
+    assert row.peers["slow"].ratio == 4.0
+    assert row.not_run == {"torch_sparse": "not installed"}
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
