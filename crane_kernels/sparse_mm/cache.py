@@ -24,7 +24,8 @@ class _Entry:
     def __init__(self, A: Tensor, arrays: tuple[Tensor, ...]) -> None:
         self.storages = [ref(array.untyped_storage()) for array in arrays]
         self.state = _state(A, arrays)
-        self.graph = _own(Graph.from_torch(A.detach()), arrays)
+        with torch.inference_mode(False):  # training must be able to save what a validation step converted
+            self.graph = _own(Graph.from_torch(A.detach()), arrays)
 
     def serves(self, A: Tensor, arrays: tuple[Tensor, ...]) -> bool:
         """Whether ``A`` is what the graph was made from, and has not changed since."""

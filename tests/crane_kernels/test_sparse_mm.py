@@ -247,6 +247,22 @@ def test_made_in_inference_mode(layout: str, conversions: list[Tensor]) -> None:
     assert len(conversions) == 1
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_converted_in_inference_mode_for_training_too(
+    layout: str, dtype: torch.dtype, conversions: list[Tensor]
+) -> None:
+    """A validation step may come before the first training step."""
+    A, x = sparse(layout, dtype=dtype), torch.randn(20, 3, dtype=dtype, requires_grad=True)
+    with torch.inference_mode():
+        sparse_mm(A, x)
+    ours, theirs = sparse_mm(A, x), torch.sparse.mm(A, x)
+    torch.testing.assert_close(ours, theirs)
+    found, expected = (torch.autograd.grad(y.sin().sum(), x)[0] for y in (ours, theirs))
+    torch.testing.assert_close(found, expected)
+    assert len(conversions) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_autocast_as_torchs(dtype: torch.dtype, conversions: list[Tensor]) -> None:
     A = sparse("uncoalesced", dtype=torch.float64 if dtype == torch.float64 else torch.float32)
