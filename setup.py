@@ -181,7 +181,11 @@ def remove_libraries(folder: Path) -> None:
 class BuildExtension(build_ext):
     """Builds with CMake instead of distutils, and goes on without the extension where it may."""
 
+    built: bool | None = None  # not known before it has run
+
     def run(self) -> None:
+        if self.built is not None:
+            return  # setuptools begins anew with it within bdist_wheel, after ``Wheel`` has asked
         mode = build_mode()
         in_place = self.inplace or self.editable_mode
         self.target = (ROOT if in_place else Path(self.build_lib).resolve()) / "crane_kernels"
