@@ -9,7 +9,18 @@ import crane_kernels
 from crane_kernels import Graph, dispatch, extension
 
 OPERATIONS = ("spmm", "propagate")
-OPERATORS = ("spmm", "spmm_t", "spmm_max", "sddmm", "propagate", "propagate_t")
+GRAPH = "Tensor rowptr, Tensor col, Tensor value"
+TRANSPOSE = "Tensor? rowptr_t, Tensor? col_t, Tensor? value_t"
+SCHEMAS = {
+    "spmm": f"({GRAPH}, {TRANSPOSE}, Tensor? order, Tensor x, Tensor? rows, bool mean) -> Tensor",
+    "spmm_t": f"({GRAPH}, {TRANSPOSE}, Tensor? order, Tensor grad, Tensor? rows, int n_cols) -> Tensor",
+    "spmm_max": f"({GRAPH}, Tensor x, Tensor? rows) -> (Tensor y, Tensor argmax)",
+    "sddmm": "(Tensor rowptr, Tensor col, Tensor? rowptr_t, Tensor? col_t, Tensor? order, Tensor grad, Tensor x, "
+    "Tensor? rows) -> Tensor",
+    "propagate": f"({GRAPH}, {TRANSPOSE}, Tensor x, int layers, Tensor? rows) -> Tensor",
+    "propagate_t": f"({GRAPH}, {TRANSPOSE}, Tensor grad, int layers, Tensor? rows) -> Tensor",
+}
+ON_THE_HOST = {"transpose"}  # takes a graph, and is not called for those on a device
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +32,32 @@ def record() -> dict[str, object]:
     return extension.build_record()["cuda"]
 
 
-@pytest.mark.parametrize("name", OPERATORS)
-def test_operators_have_a_cuda_kernel_beside_the_cpu_one(record: dict[str, object], name: str):
-    for key in ("CPU", "CUDA"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"crane_kernels::{name}", key)
-    schema = str(getattr(torch.ops.crane_kernels, name).default._schema)
-    assert schema.startswith(f"crane_kernels::{name}(Tensor rowptr, Tensor col, Tensor")
-    assert "Tensor? rows" in schema
+def operators() -> dict[str, torch._C.FunctionSchema]:
+    """The schemas of the package's operators by name."""
+    found = {schema.name: schema for schema in torch._C._jit_get_all_schemas()}
+    return {name.partition("::")[2]: found[name] for name in found if name.startswith("crane_kernels::")}
+
+
+def has_kernel(name: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"crane_kernels::{name}", key)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.usefixtures("compiled")
+def test_operators_have_one_schema_and_a_cpu_kernel(name: str):
+    assert getattr(torch.ops.crane_kernels, name).overloads() == ["default"]
+    assert str(operators()[name]) == f"crane_kernels::{name}{SCHEMAS[name]}"
+    assert has_kernel(name, "CPU")
+
+
+@pytest.mark.usefixtures("compiled")
+def test_operators_of_graphs_are_those():
+    takes_graph = {name for name, schema in operators().items() if schema.arguments[0].name == "rowptr"}
+    assert takes_graph - ON_THE_HOST == set(SCHEMAS)
+
+
+def test_operators_of_graphs_have_a_cuda_kernel(record: dict[str, object]):
+    assert {name for name in operators() if has_kernel(name, "CUDA")} == set(SCHEMAS)
 
 
 @pytest.mark.skipif(not torch.cuda.device_count(), reason="no CUDA device")
