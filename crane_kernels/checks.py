@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import operator
+import sys
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 _T = TypeVar("_T")
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INT64_MAX = 2**63 - 1
+LARGEST = 2**48  # sizes from here on fit no memory
 _INT32_MAX = 2**31 - 1
 _COUNTS = {1: "one dimension", 2: "two dimensions", 3: "three dimensions"}
 
@@ -85,16 +89,30 @@ def indices(name: str, x: object, size: int, what: str) -> Tensor:
 
     Raises:
         TypeError: ``x`` is no integer tensor.
-        ValueError: it has not one dimension, or holds an index out of range.
+        ValueError: it has not one dimension, holds an index out of range, or is mapped over by torch.func.vmap.
     """
     x = _integers(name, x)
     if x.dim() != 1:
         raise ValueError(f"{name}: found shape {tuple(x.shape)}, expected one dimension")
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel():
+        if _batched(x):
+            raise ValueError(
+                f"{name}: found a batch of torch.func.vmap, expected indices that all of it shares (flattened, those of"
+                " a batch are one call)"
+            )
         low, high = (int(bound) for bound in x.aminmax())
         if low < 0 or high >= size:
             raise ValueError(f"{name}: found index {low if low < 0 else high}, expected 0 to {size - 1}, {what}")
     return x
+
+
+def _batched(x: Tensor) -> bool:
+    """Whether torch.func.vmap has put several tensors in the place of ``x``."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return False
 
 
 def index_dtype(n: int) -> torch.dtype:
@@ -142,7 +160,7 @@ def positive(name: str, value: object) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: found {value!r}, expected a number")
-    if not (0 < value < math.inf):
+    if not (0 < value <= sys.float_info.max):
         raise ValueError(f"{name}: found {value}, expected a finite number above zero")
     return float(value)
 
@@ -181,14 +199,20 @@ def same_device(name: str, x: Tensor, device: torch.device, what: str) -> None:
 
 
 def integer(name: str, value: object, minimum: int) -> int:
-    """Return ``value`` if it is an int (no bool) of at least ``minimum``.
+    """Return ``value`` as an int if it is an integer (numpy's are, a bool is none) of at least ``minimum``, in 64 bits.
 
     Raises:
-        TypeError: it is no int.
-        ValueError: it is less than ``minimum``.
+        TypeError: it is no integer.
+        ValueError: it is less than ``minimum``, or too large.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    found = value
+    if not isinstance(value, int):
+        with suppress(TypeError):
+            found = operator.index(value)  # type: ignore[arg-type]
+    if isinstance(found, bool) or not isinstance(found, int):
         raise TypeError(f"{name}: found {value!r}, expected an int")
-    if value < minimum:
-        raise ValueError(f"{name}: found {value}, expected at least {minimum}")
-    return value
+    if found < minimum:
+        raise ValueError(f"{name}: found {found}, expected at least {minimum}")
+    if found > INT64_MAX:
+        raise ValueError(f"{name}: found {found}, expected at most 2^63 - 1")
+    return found

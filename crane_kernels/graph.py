@@ -15,9 +15,6 @@ from torch import Tensor
 from crane_kernels import checks, extension
 from crane_kernels.ordered import sum_at, take
 
-_INT64_MAX = 2**63 - 1
-LARGEST = 2**48  # sizes from here on fit no memory
-
 Indices = Tensor | np.ndarray[Any, Any] | Sequence[int]
 Values = Tensor | np.ndarray[Any, Any] | Sequence[float]
 Normalisation = Literal["symmetric", "row", "column"]
@@ -207,7 +204,7 @@ class Graph:
             TypeError: indices that are no integers, or weights that are no numbers.
             ValueError: ``edge_index`` has another shape, and what :meth:`from_edges` refuses.
         """
-        edges = _tensor(edge_index)
+        edges = _tensor("edge_index", edge_index)
         if edges.dim() != 2 or edges.shape[0] != 2:
             raise ValueError(f"edge_index: found shape {tuple(edges.shape)}, expected (2, n_edges)")
         source, target = (_indices("edge_index", row) for row in edges)
@@ -520,21 +517,36 @@ def _shape(shape: Sequence[int]) -> tuple[int, int]:
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:
         raise TypeError(f"shape: found {shape!r}, expected two integers") from None
-    if len(sizes) != 2 or min(sizes) < 0 or max(sizes) >= LARGEST:
+    if len(sizes) != 2 or min(sizes) < 0 or max(sizes) >= checks.LARGEST:
         raise ValueError(f"shape: found {sizes}, expected two sizes of at least zero and below 2^48")
     return sizes[0], sizes[1]
 
 
-def _tensor(values: Indices | Values) -> Tensor:
+def _tensor(name: str, values: Indices | Values) -> Tensor:
     """Tensors as they are, arrays in their dtype, sequences as ``torch.tensor`` has it (floats become float32)."""
     if isinstance(values, Tensor):
         return values  # torch.as_tensor would move it to torch's default device
-    return torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else torch.as_tensor(values)
+    try:
+        if isinstance(values, np.ndarray):  # torch warns of one that it could not write to
+            return torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        huge = _beyond_64_bits(values)
+        if huge is not None:
+            raise ValueError(f"{name}: found {huge}, expected numbers of 64 bits") from None
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise TypeError(f"{name}: found {type(values).__name__}, expected an array of numbers ({reason})") from None
+
+
+def _beyond_64_bits(values: Any) -> int | None:
+    """The first integer of a sequence, or of several in one, that no int64 holds."""
+    entries = np.array(values, dtype=object).flat
+    return next((n for n in entries if isinstance(n, int) and not -(2**63) <= n < 2**63), None)
 
 
 def _indices(name: str, values: Indices) -> Tensor:
     """``values`` as a one-dimensional int64 tensor."""
-    tensor = _tensor(values)
+    tensor = _tensor(name, values)
     if tensor.numel() == 0:
         tensor = tensor.to(torch.int64)
     if tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():
@@ -548,7 +560,7 @@ def _values(values: Values | None, col: Tensor) -> Tensor:
     """``values`` as a contiguous floating-point tensor beside ``col``; integers become float32."""
     if values is None:
         return torch.ones(col.numel(), dtype=torch.float32, device=col.device)
-    tensor = _tensor(values)
+    tensor = _tensor("value", values)
     if tensor.is_complex():
         raise TypeError(f"value: found dtype {tensor.dtype}, expected real numbers")
     if tensor.dtype not in checks.FLOATING:
@@ -575,10 +587,13 @@ def _finite(values: Tensor) -> bool:
 
 def _own(tensor: Tensor, given: object) -> Tensor:
     """``tensor``, or a copy of it where it shares memory with what the caller gave; values being learned stay."""
-    if tensor.requires_grad or not isinstance(given, Tensor | np.ndarray):
+    if tensor.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return tensor
-    shared = _tensor(given)
-    same = shared.device == tensor.device and shared.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+    if isinstance(given, np.ndarray):
+        return tensor.clone() if np.may_share_memory(tensor.numpy(), given) else tensor
+    if not isinstance(given, Tensor):
+        return tensor
+    same = given.device == tensor.device and given.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
     return tensor.clone() if same else tensor
 
 
@@ -646,7 +661,7 @@ def _sort(row: Tensor, col: Tensor, n_rows: int, n_cols: int) -> tuple[Tensor, T
     if row.device.type == "cpu" and extension.missing() is None:
         rowptr, col, order, repeats = torch.ops.crane_kernels.sort_edges(row, col, n_rows, n_cols)
         return rowptr, col, order, bool(repeats)
-    if row.numel() == 0 or int(row.max()) < _INT64_MAX // max(n_cols, 1):
+    if row.numel() == 0 or int(row.max()) < checks.INT64_MAX // max(n_cols, 1):
         order = torch.sort(row * n_cols + col, stable=True).indices
     else:
         by_col = torch.sort(col, stable=True).indices

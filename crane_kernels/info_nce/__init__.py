@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from crane_kernels import checks, dispatch, extension, triton_support
@@ -47,17 +48,23 @@ def info_nce(
 
     Raises:
         TypeError: a wrong dtype, ``temperature`` is no number, or ``symmetric`` no bool.
-        ValueError: a wrong shape or device, no rows, or ``temperature`` not finite and above zero.
+        ValueError: a wrong shape or device, no rows, or ``temperature`` not finite and above zero, or so small
+            that logits overflow in the dtype of ``a``.
         RuntimeError: the requested implementation cannot serve the call.
     """
     n, d = checks.matrix("a", a).shape
     checks.beside("b", b, (n, d), a, "a")
     if n == 0:
         raise ValueError("a: found no rows, expected at least one")
-    checks.positive("temperature", temperature)
+    temperature = checks.positive("temperature", temperature)
+    if 2 / temperature > torch.finfo(a.dtype).max:  # of a positive and a negative in opposite directions
+        least = 2 / torch.finfo(a.dtype).max
+        raise ValueError(
+            f"temperature: found {temperature}, expected at least {least:.2g}, below which {a.dtype} overflows"
+        )
     if ids is not None:
         checks.labels("ids", ids, n, a.device, "a")
     checks.instance("symmetric", symmetric, bool)
     with triton_support.without_autocast(a):
-        result: Tensor = dispatch.call("info_nce", implementation, a, b, float(temperature), ids, symmetric)
+        result: Tensor = dispatch.call("info_nce", implementation, a, b, temperature, ids, symmetric)
     return result

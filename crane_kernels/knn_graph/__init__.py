@@ -41,6 +41,6 @@ def knn_graph(features: Tensor, k: int, *, implementation: str | None = None) ->
     if checks.matrix("features", features).shape[1] == 0:
         raise ValueError(f"features: found shape {tuple(features.shape)}, expected at least one column")
     checks.finite_rows("features", features)
-    checks.integer("k", k, 1)
+    k = checks.integer("k", k, 1)
     result: Graph = dispatch.call("knn_graph", implementation, features, k)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from crane_kernels import checks, dispatch, extension, triton_support
@@ -38,13 +39,16 @@ def masked_topk(
 
     Raises:
         TypeError: a wrong dtype, or ``seen`` is no Graph, or ``k`` is no int.
-        ValueError: a wrong shape or device, NaN or infinity in ``user`` or ``item``, or ``k`` less than 1.
+        ValueError: a wrong shape or device, NaN or infinity in ``user`` or ``item``, or ``k`` less than 1 or too large
+            for any memory.
         RuntimeError: the requested implementation cannot serve the call; or NaN or infinity, under torch.compile.
     """
     n_users, d = checks.matrix("user", user).shape
     n_items = checks.matrix("item", item).shape[0]
     checks.beside("item", item, (n_items, d), user, "user")
-    checks.integer("k", k, 1)
+    k = checks.integer("k", k, 1)
+    if not torch.compiler.is_compiling() and n_users * k >= checks.LARGEST:
+        raise ValueError(f"k: found {k}, expected less than 2^48 results for the {n_users} rows of user")
     if seen is not None:
         checks.instance("seen", seen, Graph)
         if seen.shape != (n_users, n_items):

@@ -70,7 +70,8 @@ def modality_attention(
         checks.beside("in_proj_bias", in_proj_bias, (3 * d,), tokens, "tokens")
     if out_proj_bias is not None:
         checks.beside("out_proj_bias", out_proj_bias, (d,), tokens, "tokens")
-    if d % checks.integer("num_heads", num_heads, 1):
+    num_heads = checks.integer("num_heads", num_heads, 1)
+    if d % num_heads:
         raise ValueError(f"num_heads: found {num_heads}, expected a divisor of the width {d}")
     if axis not in AXES:
         raise ValueError(f"axis: found {axis!r}, expected one of {', '.join(AXES)}")

@@ -49,7 +49,7 @@ def propagate(
         RuntimeError: the requested implementation cannot serve the call.
     """
     checks.instance("graph", graph, Graph)
-    checks.integer("layers", layers, 0)
+    layers = checks.integer("layers", layers, 0)
     if graph.n_rows != graph.n_cols:
         raise ValueError(f"graph: found shape {graph.shape}, expected a square graph")
     check_operands(graph, x, rows)

@@ -76,7 +76,7 @@ def recursive_cross_modal_attention(
     checks.beside("b_joint", b_joint, (d,), x, "x")
     checks.beside("w_attend", w_attend, (modalities, d, d), x, "x")
     checks.beside("w_out", w_out, (modalities, d, d), x, "x")
-    checks.integer("recursions", recursions, 0)
+    recursions = checks.integer("recursions", recursions, 0)
     factor = 1 / math.sqrt(d * max(n, 1)) if scale is None else checks.positive("scale", scale)
     if memory not in get_args(Memory):
         raise ValueError(f"memory: found {memory!r}, expected 'fast' or 'low'")

@@ -36,6 +36,26 @@ def test_from_edges_takes_arrays(convert: Any) -> None:
     assert graph.to_dense().tolist() == [[0, 1], [1, 0]]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("writable", [False, True])
+def test_arrays_are_copied(writable: bool) -> None:
+    """In silence, whether the caller's own can be written to or not."""
+    rowptr, col, value = np.array([0, 1, 2]), np.array([1, 0]), np.array([2.0, 4.0])
+    given = [array[:] for array in (rowptr, col, value)]
+    for array in given:
+        array.flags.writeable = writable
+    graphs = Graph(*given, (2, 2)), Graph.from_edges([0, 1], *given[1:]), Graph.from_edges([0, 1], [1, 0]).with_value
+    made = [*graphs[:2], graphs[2](torch.from_numpy(value))]
+    for array in (rowptr, col, value):
+        array[:] = 0
+    assert [graph.to_dense().tolist() for graph in made] == [[[0, 2], [4, 0]]] * 3
+
+
+def test_arrays_of_foreign_byte_order() -> None:
+    graph = Graph.from_edges(np.array([0, 1], dtype=">i8"), np.array([1, 0], dtype=">i4"), np.array([2, 3], ">f4"))
+    assert graph.to_dense().tolist() == [[0, 2], [3, 0]]
+
+
 def test_from_edges_sums_duplicates() -> None:
     graph = Graph.from_edges([0, 1, 0, 0], [1, 0, 1, 0], [1.0, 2.0, 4.0, 8.0], (2, 2))
     assert graph.to_dense().tolist() == [[8, 5], [2, 0]]
@@ -335,6 +355,11 @@ def test_pickles() -> None:
         ({"value": [1.0, 1.0, float("-inf")]}, ValueError, "value: found -inf at edge 2, expected finite numbers"),
         ({"duplicates": "drop"}, ValueError, "duplicates: found 'drop', expected 'sum' or 'keep'"),
         ({"value": [1.0]}, ValueError, r"value: found shape \(1,\), expected \(3,\)"),
+        ({"row": [1, 0, 2**70]}, ValueError, f"row: found {2**70}, expected numbers of 64 bits"),
+        ({"value": [1, 1, -(2**70)]}, ValueError, f"value: found {-(2**70)}, expected numbers of 64 bits"),
+        ({"row": ["a", "b", "c"]}, TypeError, r"row: found list, expected an array of numbers \(too many dimensions"),
+        ({"col": np.array([0, None])}, TypeError, "col: found ndarray, expected an array of numbers"),
+        ({"shape": (2**70, 3)}, ValueError, r"shape: found .* below 2\^48"),
         ({"value": [1j, 1j, 1j]}, TypeError, "value: found dtype torch.complex64, expected real numbers"),
         ({"shape": (2,)}, ValueError, r"shape: found \(2,\), expected two sizes"),
         ({"shape": (2, -1)}, ValueError, r"shape: found \(2, -1\), expected two sizes"),
@@ -370,6 +395,13 @@ def test_from_edges_refuses(change: dict[str, Any], error: type[Exception], mess
 def test_constructor_refuses(rowptr: list[int], col: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Graph(rowptr, col, None, (2, 3))
+
+
+def test_huge_numbers_of_edge_index_are_refused() -> None:
+    with pytest.raises(ValueError, match=f"^edge_index: found {2**70}, expected numbers of 64 bits$"):
+        Graph.from_edge_index([[0, 1], [1, 2**70]])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=rf"^shape: found \({2**70}, {2**70}\), expected two sizes"):
+        Graph.from_edge_index([[0, 1], [1, 0]], num_nodes=2**70)  # type: ignore[list-item]
 
 
 def test_what_does_not_stay_finite_is_refused() -> None:

@@ -114,6 +114,7 @@ def test_float32_is_stable_at_a_low_temperature():
         ({"temperature": -0.1}, ValueError, "temperature: found -0.1"),
         ({"temperature": math.inf}, ValueError, "temperature: found inf"),
         ({"temperature": None}, TypeError, "temperature: found None"),
+        ({"temperature": 2**2000}, ValueError, "temperature: found .*, expected a finite number above zero"),
         ({"ids": [0, 1, 2]}, TypeError, "ids: found list"),
         ({"ids": torch.zeros(3)}, TypeError, "ids: found dtype torch.float32"),
         ({"ids": torch.zeros(2, dtype=torch.int64)}, ValueError, r"ids: found shape \(2,\), expected \(3,\)"),
@@ -124,6 +125,16 @@ def test_float32_is_stable_at_a_low_temperature():
 def test_refusals(change, error, text):
     with pytest.raises(error, match=text):
         info_nce(**{"a": torch.zeros(3, 2), "b": torch.zeros(3, 2), "temperature": 0.1, **change})
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float16", 3.1e-5), ("float32", 5.9e-39), ("float64", 1.2e-308)])
+def test_temperatures_whose_logits_overflow_are_refused(dtype, least):
+    a = torch.eye(2, dtype=getattr(torch, dtype))
+    assert info_nce(a, a.flip(0), least).isfinite()
+    for temperature in (least / 2, 5e-324):
+        text = f"^temperature: found {temperature}, expected at least .*, below which torch.{dtype} overflows$"
+        with pytest.raises(ValueError, match=text):
+            info_nce(a, a, temperature)
 
 
 def by_labels(a, b, temperature, ids):

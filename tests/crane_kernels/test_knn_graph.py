@@ -179,6 +179,7 @@ def test_carries_no_gradient():
         (torch.tensor([[math.inf], [1.0]]), 2, ValueError, "features: found NaN or infinity in row 0"),
         (torch.zeros(3, 2), 0, ValueError, "k: found 0, expected at least 1"),
         (torch.zeros(3, 2), 1.0, TypeError, "k: found 1.0"),
+        (torch.zeros(3, 2), 2**70, ValueError, rf"k: found {2**70}, expected at most 2\^63 - 1"),
     ],
 )
 def test_refusals(features, k, error, text):

@@ -130,6 +130,8 @@ def test_dtype_of_scores_and_no_gradient(dtype):
         ({"seen": Graph.from_edges([0], [0], shape=(2, 4)).to("meta")}, ValueError, "seen: found on device meta"),
         ({"k": 0}, ValueError, "k: found 0"),
         ({"k": "5"}, TypeError, "k: found '5'"),
+        ({"k": 2**62}, ValueError, rf"^k: found {2**62}, expected less than 2\^48 results for the 2 rows of user$"),
+        ({"k": 2**70}, ValueError, rf"^k: found {2**70}, expected at most 2\^63 - 1$"),
     ],
 )
 def test_refusals(change, error, text):
