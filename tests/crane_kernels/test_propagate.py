@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from graphs import MANY_ROWS, graphs, random_graph
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from crane_kernels import Graph, extension, propagate
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SQUARE = {
     "general": random_graph(60, 60, 300),
     "symmetric": random_graph(30, 40, 300).bipartite(),
@@ -143,12 +145,13 @@ def test_gradcheck(implementation: str, rows: list[int] | None) -> None:
 
 
 @pytest.mark.parametrize("rows", [None, [4, 0, 4]], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.usefixtures("compiled")
-def test_opcheck(rows: list[int] | None) -> None:
-    graph, wanted = random_graph(5, 5, 9), None if rows is None else torch.tensor(rows)
+def test_opcheck(dtype: torch.dtype, rows: list[int] | None) -> None:
+    graph, wanted = random_graph(5, 5, 9).to(dtype), None if rows is None else torch.tensor(rows)
     transpose = graph.transpose()
-    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    grad = torch.randn(5 if rows is None else 3, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(5, 3, dtype=dtype, requires_grad=True)
+    grad = torch.randn(5 if rows is None else 3, 3, dtype=dtype, requires_grad=True)
     arrays = graph.rowptr, graph.col, graph.value, transpose.rowptr, transpose.col, transpose.value
     torch.library.opcheck(torch.ops.crane_kernels.propagate, (*arrays, x, 2, wanted))
     torch.library.opcheck(torch.ops.crane_kernels.propagate_t, (*arrays, grad, 2, wanted))
@@ -237,9 +240,23 @@ def test_rows_have_the_bits_of_all_rows(name: str, layers: int, count: int) -> N
         (random_graph(4, 5, 3), 1, ValueError, r"graph: found shape \(4, 5\), expected a square graph"),
         (random_graph(5, 5, 3), -1, ValueError, "layers: found -1, expected at least 0"),
         (random_graph(5, 5, 3), 1.0, TypeError, "layers: found 1.0, expected an int"),
+        (random_graph(5, 5, 3), True, TypeError, "layers: found True, expected an int"),
+        (random_graph(5, 5, 3), np.array([1, 2]), TypeError, r"layers: found array\(\[1, 2\]\), expected an int"),
+        (random_graph(5, 5, 3), 2**70, ValueError, f"layers: found {2**70}, expected at most 2\\^63 - 1"),
         (random_graph(6, 6, 3), 1, ValueError, "x: found 5 rows, expected 6"),
     ],
 )
 def test_refuses_wrong_arguments(graph: Graph, layers: int, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         propagate(graph, torch.randn(5, 3), layers)
+
+
+def test_takes_integers_of_numpy() -> None:
+    graph, x = random_graph(5, 5, 9), torch.randn(5, 3)
+    assert torch.equal(propagate(graph, x, np.int64(2)), propagate(graph, x, 2))  # type: ignore[arg-type]
+
+
+def test_rows_of_a_batch_are_refused() -> None:
+    graph, x = random_graph(5, 5, 9), torch.randn(5, 3)
+    with pytest.raises(ValueError, match=r"^rows: found a batch of torch\.func\.vmap, expected indices that all of it"):
+        torch.func.vmap(lambda rows: propagate(graph, x, 2, rows))(torch.tensor([[0], [1]]))

@@ -31,8 +31,13 @@ def rows_of(graph: Graph, rows: list[int] | None) -> Tensor | None:
 
 
 def bound(graph: Graph, x: Tensor, exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Error allowed for each element: one rounding, and 16 units of the accumulator for the sum of magnitudes."""
+    """Error allowed for each element of a product of ``graph`` and ``x``."""
     magnitudes = spmm(graph.with_value(graph.value.abs()), x.abs(), implementation="reference")
+    return bound_of_sum(magnitudes, exact, dtype)
+
+
+def bound_of_sum(magnitudes: Tensor, exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """One rounding, and 16 units of the accumulator for the sum of magnitudes."""
     accumulator = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
     return 16 * accumulator.eps * magnitudes + torch.finfo(dtype).eps * exact.abs() + torch.finfo(dtype).tiny
 
@@ -53,6 +58,34 @@ def test_compiled_matches_float64(name: str, width: int, dtype: torch.dtype) -> 
     (grad_x64,) = torch.autograd.grad(y64, x64, grad64)
     assert ((y - y64).abs() <= bound(exact, x64.detach(), y64, dtype)).all()
     assert ((grad_x - grad_x64).abs() <= bound(exact.transpose(), grad64, grad_x64, dtype)).all()
+
+
+@pytest.mark.parametrize("width", range(1, 41))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.usefixtures("compiled", "nan_filled_memory")
+def test_every_width_around_that_of_a_vector(dtype: torch.dtype, width: int) -> None:
+    graph, (value, changed) = GRAPHS["square"].to(dtype), learned(GRAPHS["square"].to(dtype), dtype)
+    x = torch.randn(graph.n_cols, width, dtype=dtype, requires_grad=True)
+    grad = torch.randn(graph.n_rows, width, dtype=dtype)
+    y = spmm(changed, x, implementation="cpp")
+    mean, largest = (spmm(graph, x, None, reduce, implementation="cpp") for reduce in ("mean", "max"))
+    found = y, mean, largest, *torch.autograd.grad(y, (x, value), grad)
+
+    exact, x64, grad64 = graph.to(torch.float64), x.detach().double(), grad.double()
+    sums, means, maxima = (spmm(exact, x64, None, reduce, implementation="reference") for reduce in REDUCES)
+    edges = grad64[graph.row()] * x64[graph.col.long()]
+    into_x = spmm(exact.transpose(), grad64, implementation="reference")
+    for ours, true, error in zip(
+        found,
+        (sums, means, maxima, into_x, edges.sum(1)),
+        (
+            *(bound(exact, x64, of, dtype) for of in (sums, means, maxima)),
+            bound(exact.transpose(), grad64, into_x, dtype),
+            bound_of_sum(edges.abs().sum(1), edges.sum(1), dtype),
+        ),
+        strict=True,
+    ):
+        assert ((ours - true).abs() <= error).all()
 
 
 @pytest.mark.parametrize("rows", ROWS, ids=str)
@@ -147,7 +180,9 @@ def test_more_than_2_to_the_31_elements() -> None:
 @pytest.mark.usefixtures("compiled")
 def test_every_instruction_set(isa: str) -> None:
     instruction_sets.passes(
-        isa, __file__, "(matches and (64 or 65 or 9)) or bits or conversions or (reductions and square)"
+        isa,
+        __file__,
+        "(matches and (64 or 65 or 9)) or bits or conversions or every_width or (reductions and square)",
     )
 
 
@@ -247,7 +282,7 @@ def test_gradcheck(implementation: str, reduce: Any, rows: list[int] | None) -> 
 
 @pytest.mark.parametrize("rows", [None, [3, 1, 3]], ids=str)
 @pytest.mark.parametrize("needs_gradient", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.usefixtures("compiled")
 def test_opcheck(dtype: torch.dtype, needs_gradient: bool, rows: list[int] | None) -> None:
     ops, wanted = torch.ops.crane_kernels, None if rows is None else torch.tensor(rows)
@@ -411,3 +446,22 @@ def test_gradients_by_torch_func(reduce: Any) -> None:
     torch.testing.assert_close(torch.func.grad(loss, argnums=(0, 1))(graph.value, x), expected)
     each = torch.func.vmap(torch.func.grad(lambda x: loss(graph.value, x)))(torch.stack([x, x]))
     torch.testing.assert_close(each, torch.stack([expected[1]] * 2))
+
+
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_rows_of_a_batch_are_refused(differentiated: bool) -> None:
+    graph, x = random_graph(6, 5, 12), torch.randn(5, 3, dtype=torch.float64)
+
+    def total(x: Tensor, rows: Tensor) -> Tensor:
+        return spmm(graph, x, rows).sum()
+
+    function = torch.func.grad(total) if differentiated else total
+    with pytest.raises(ValueError, match=r"^rows: found a batch of torch\.func\.vmap, expected indices that all of it"):
+        torch.func.vmap(function, (None, 0))(x, torch.tensor([[0], [1]]))
+
+
+def test_values_of_a_batch() -> None:
+    graph, x = random_graph(6, 5, 12), torch.randn(5, 3, dtype=torch.float64)
+    values = torch.randn(4, graph.nnz, dtype=torch.float64)
+    found = torch.func.vmap(lambda value: spmm(graph.with_value(value), x))(values)
+    torch.testing.assert_close(found, torch.stack([spmm(graph.with_value(value), x) for value in values]))

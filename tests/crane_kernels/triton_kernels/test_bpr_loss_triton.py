@@ -113,8 +113,9 @@ def test_forward_moves_the_bytes_it_says(device, counting):
         assert traffic.launches == {"bpr_loss_fwd_kernel": 1}
 
 
-def test_operator_is_registered_as_torch_demands(device):
-    arguments = (*tables(6, 4, 5, torch.float32, device), *triples(6, 4, 9, device))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_operator_is_registered_as_torch_demands(dtype, device):
+    arguments = (*tables(6, 4, 5, dtype, device), *triples(6, 4, 9, device))
     torch.library.opcheck(torch.ops.crane_kernels.bpr_loss_triton.default, arguments)
 
 

@@ -152,8 +152,9 @@ def test_last_block_of_more_than_65536_rows(counting, monkeypatch):
     assert row_loss[: rows.start].isnan().all()
 
 
-def test_operator_is_registered_as_torch_demands(device):
-    a, b = views(9, 8, torch.float32, device)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_operator_is_registered_as_torch_demands(dtype, device):
+    a, b = views(9, 8, dtype, device)
     for ids, symmetric in ((None, False), (labels(9, device), True)):
         arguments = (a, b, ids, 0.3, symmetric)
         torch.library.opcheck(torch.ops.crane_kernels.info_nce_triton.default, arguments)

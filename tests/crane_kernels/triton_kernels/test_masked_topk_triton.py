@@ -130,8 +130,9 @@ def test_bytes_are_as_the_tiling_predicts(seen, device, counting):
         assert traffic.launches == {"masked_topk_kernel": 1}
 
 
-def test_operator_is_registered_as_torch_demands(device):
-    user, item = tables(9, 20, 4, torch.float32, device)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_operator_is_registered_as_torch_demands(dtype, device):
+    user, item = tables(9, 20, 4, dtype, device)
     graph = random_graph(9, 20, 0.3, device)
     for arrays in ((None, None), (graph.rowptr, graph.col)):
         torch.library.opcheck(torch.ops.crane_kernels.masked_topk_triton.default, (user, item, *arrays, 3))
