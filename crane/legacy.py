@@ -19,6 +19,7 @@ from crane.data import Dataset
 from crane.models import CRANE
 from crane.models.crane import CRANEConfig
 from crane.models.features import IMAGE_NAMES
+from crane_kernels import checks
 
 SETTINGS: dict[str, Any] = {
     "attention": "items",
@@ -54,12 +55,15 @@ def from_state_dict(state: Mapping[str, Tensor], dataset: Dataset, **settings: A
             ``semantic_layers``, ``neighbours``, ``image_weight`` and ``heads``.
 
     Raises:
-        TypeError: a setting does not exist.
+        TypeError: ``state`` is no state dict, ``dataset`` no data set, or a setting does not exist.
         ValueError: a parameter is missing, not known or of the wrong shape, the data set does not fit, or features that
             were trained would be lost by ``trainable_features=False``.
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state: found {type(state).__name__}, expected a state dict")
+    checks.instance("dataset", dataset, Dataset)
     expected = _expected_names()
-    for name in expected:
+    for name in sorted(expected):
         if name not in state:
             raise ValueError(f"state: found no {name}, expected the parameters of the released CRANE")
     for name in state:
@@ -72,9 +76,9 @@ def from_state_dict(state: Mapping[str, Tensor], dataset: Dataset, **settings: A
     unknown = given.keys() - {field.name for field in fields(CRANEConfig)}
     if unknown:
         raise TypeError(f"settings: found {min(unknown)}, which CRANE does not have")
+    if given["attention"] not in ("items", "modalities"):
+        raise ValueError(f"attention: found {given['attention']!r}, expected 'items' or 'modalities'")
     model = CRANE(dataset, CRANEConfig(**given), torch.Generator().manual_seed(0))
-    if model.fusion is None:
-        raise ValueError("attention: found 'recursive', expected 'items' or 'modalities'")
     model.load_state_dict(_converted(state, dataset, model.state_dict()))
     return model
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crane.evaluation.metrics import METRICS, Ranking
 from crane.evaluation.ranking import check_finite, ranked_blocks
-from crane_kernels import Graph
+from crane_kernels import Graph, checks
 
 if TYPE_CHECKING:
     from crane.data import Dataset
@@ -44,6 +44,7 @@ def evaluate(
         Means over the users with targets, keyed "recall@20", metric by metric and k by k.
 
     Raises:
+        TypeError: the embeddings are no floating-point matrices of one dtype, or the graphs no graphs.
         ValueError: shapes do not fit, a metric or cut-off is unknown, no user has targets, or scores are not finite.
     """
     _check(user, item, seen, targets, ks, metrics)
@@ -123,13 +124,17 @@ def _hits(users: Tensor, items: Tensor, keys: Tensor, n_items: int) -> Tensor:
 def _check(
     user: Tensor, item: Tensor, seen: Graph | None, targets: Graph, ks: Sequence[int], metrics: Sequence[str]
 ) -> None:
-    expected = (len(user), len(item))
-    for name, graph in (("targets", targets), ("seen", seen)):
-        if graph is not None and tuple(graph.shape) != expected:
+    expected = (len(checks.matrix("user", user)), len(checks.matrix("item", item)))
+    for name, graph in (("targets", targets), ("seen", targets if seen is None else seen)):
+        if checks.instance(name, graph, Graph).shape != expected:
             raise ValueError(
                 f"{name}: found {graph.shape[0]} users x {graph.shape[1]} items, "
                 f"expected {expected[0]} x {expected[1]} as the embeddings have"
             )
+    if not isinstance(ks, Sequence):
+        raise TypeError(f"ks: found {ks!r}, expected a list of positive integers")
+    if isinstance(metrics, str):
+        raise TypeError(f"metrics: found {metrics!r}, expected a list of names")
     if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
         raise ValueError(f"ks: found {list(ks)}, expected one or more positive integers")
     unknown = [name for name in metrics if name not in METRICS]

@@ -154,6 +154,7 @@ def test_training_goes_on_from_the_loaded_weights(dataset: Dataset) -> None:
         ({"text_embedding.weight": torch.zeros(30, 13)}, {}, ValueError, r"found shape \(30, 13\)"),
         ({}, {"depth": 2}, TypeError, "found depth, which CRANE does not have"),
         ({}, {"attention": "recursive"}, ValueError, "found 'recursive', expected 'items' or 'modalities'"),
+        ({}, {"attention": "users"}, ValueError, "attention: found 'users', expected 'items' or 'modalities'"),
         ({}, {"recursions": 2}, ValueError, "recursions must be 0 with attention 'items', found 2"),
         ({}, {"neighbours": 0}, ValueError, "neighbours must be at least 1 with attention 'items', found 0"),
         ({}, {"heads": 3}, ValueError, "heads must be a divisor of dim, 16, found 3"),
@@ -170,6 +171,16 @@ def test_refusals(
             state[name] = value
     with pytest.raises(error, match=text):
         legacy.from_state_dict(state, dataset, **settings)
+
+
+def test_refuses_what_is_no_state_dict_or_data_set(dataset: Dataset) -> None:
+    theirs = released(dataset, "items")
+    with pytest.raises(TypeError, match=f"state: found {type(theirs).__name__}, expected a state dict"):
+        legacy.from_state_dict(theirs, dataset)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="dataset: found str, expected a crane Dataset"):
+        legacy.from_state_dict(theirs.state_dict(), "baby")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"state: found no cross_modal_attention.attention.in_proj_bias, expected"):
+        legacy.from_state_dict({}, dataset)
 
 
 def test_features_that_were_not_trained_can_stay_frozen(dataset: Dataset) -> None:

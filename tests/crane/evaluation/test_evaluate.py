@@ -173,16 +173,16 @@ def test_float32_ranks_as_float64_of_the_same_numbers(metrics):
     assert results[0] == results[1]
 
 
-def refused(**changed) -> str:
+def refused(error: type[Exception] = ValueError, /, **changed) -> str:
     arguments = {
         "user": torch.ones(3, 2),
         "item": torch.ones(4, 2),
         "seen": None,
         "targets": graph([(0, 0)], (3, 4)),
     } | changed
-    with pytest.raises(ValueError) as error:  # noqa: PT011 - the callers check the sentence
+    with pytest.raises(error) as caught:
         evaluate(**arguments)
-    return str(error.value)
+    return str(caught.value)
 
 
 def test_refuses_no_targets():
@@ -205,3 +205,13 @@ def test_refuses_shapes_cutoffs_and_names():
     assert refused(seen=graph([(0, 0)], (2, 4))).startswith("seen: found 2 users x 4 items, expected 3 x 4")
     assert refused(ks=(5, 0)) == "ks: found [5, 0], expected one or more positive integers"
     assert refused(metrics=("recall", "auc")).startswith("metrics: found auc, expected some of recall, ndcg")
+
+
+def test_refuses_what_is_no_tensor_graph_or_list():
+    assert refused(TypeError, user=np.ones((3, 2))) == "user: found ndarray, expected a torch tensor"
+    assert refused(TypeError, item=[[1.0, 1.0]]) == "item: found list, expected a torch tensor"
+    assert refused(item=torch.ones(4)) == "item: found shape (4,), expected two dimensions"
+    assert refused(TypeError, targets=None) == "targets: found NoneType, expected a crane_kernels Graph"
+    assert refused(TypeError, seen={0: [1]}) == "seen: found dict, expected a crane_kernels Graph"
+    assert refused(TypeError, ks=20) == "ks: found 20, expected a list of positive integers"
+    assert refused(TypeError, metrics="recall") == "metrics: found 'recall', expected a list of names"
