@@ -83,8 +83,9 @@ def _spmm_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rowptr, col, value, rowptr_t, col_t, value_t, order, x, rows, mean, n_cols = saved(ctx)
-    if mean:
-        grad = grad / _edges_of(rowptr, rows)[:, None].to(grad.dtype)
+    if mean:  # half precision does not hold the number of a hub's edges
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        grad = (grad.to(wide) / _edges_of(rowptr, rows)[:, None]).to(grad.dtype)
     grad_value = grad_x = None
     if ctx.needs_input_grad[2]:
         grad_value = _ops.sddmm(rowptr, col, rowptr_t, col_t, order, grad, x, rows)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 def fold(x: Tensor) -> Tensor:
     """(..., n, d) as (n, ... * d)."""
-    return x if x.dim() == 2 else x.movedim(-2, 0).reshape(x.shape[-2], -1)
+    return x if x.dim() == 2 else x.movedim(-2, 0).flatten(1)
 
 
 def unfold(y: Tensor, x: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ Reduce = Literal["sum", "mean", "max"]
 
 def spmm(graph: Graph, x: Tensor, rows: Tensor | None = None, reduce: Reduce = "sum") -> Tensor:
     """y[i] = sum, mean or maximum over edges (i, j) of A[i, j] x[j]: (n_cols, d) -> (n_rows or len(rows), d)."""
-    products = graph.value.to(x.dtype)[:, None] * take(x, graph.col)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    products = graph.value.to(x.dtype).to(wide)[:, None] * take(x.to(wide), graph.col)
     row = graph.row()
     y = _maxima(products, row, graph) if reduce == "max" else sum_at(row, products, graph.n_rows)
     if reduce == "mean":
-        y = y / graph.rowptr.diff().clamp(min=1)[:, None].to(x.dtype)
-    return y if rows is None else take(y, rows)
+        y = y / graph.rowptr.diff().clamp(min=1)[:, None]
+    return (y if rows is None else take(y, rows)).to(x.dtype)
 
 
 def _maxima(products: Tensor, row: Tensor, graph: Graph) -> Tensor:
