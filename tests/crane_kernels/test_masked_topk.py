@@ -154,6 +154,17 @@ def test_operator_refuses_row_pointers_that_do_not_fit_the_columns(rowptr, found
         torch.ops.crane_kernels.masked_topk(torch.zeros(7, 2), torch.zeros(9, 2), *seen, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.usefixtures("compiled")
+def test_operators_are_registered_as_torch_wants(masked, dtype):
+    half = dtype not in extension.DTYPES  # which the compiled kernel does not take
+    operator = torch.ops.crane_kernels.masked_topk_reference if half else torch.ops.crane_kernels.masked_topk
+    seen = random_graph(9, 20, 0.3)
+    arrays = (seen.rowptr, seen.col) if masked else (None, None)
+    torch.library.opcheck(operator, (*(x.to(dtype) for x in tables(9, 20, 4)), *arrays, 3))
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_compiles_without_graph_breaks(masked):
     user, item = tables(9, 20, 4)

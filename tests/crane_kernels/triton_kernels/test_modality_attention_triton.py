@@ -147,10 +147,11 @@ def test_more_rows_than_a_grids_second_axis_may_have(whole: bool, device: str, m
     assert_right(arguments, 4)
 
 
-def test_registration(device: str):
-    arguments = inputs(5, 2, 16, device=device)
+@pytest.mark.parametrize("dtype", triton_support.DTYPES, ids=str)
+def test_registration(dtype: torch.dtype, device: str):
+    arguments = inputs(5, 2, 16, dtype=dtype, device=device)
     torch.library.opcheck(torch.ops.crane_kernels.modality_attention_triton.default, (*arguments, 4))
-    detached = [t.detach() for t in inputs(5, 2, 16, False, device=device) if t is not None]
+    detached = [t.detach() for t in inputs(5, 2, 16, False, dtype, device) if t is not None]
     tokens, in_weight, out_weight = detached
     backward = torch.ops.crane_kernels.modality_attention_triton_backward.default
     torch.library.opcheck(backward, (torch.randn_like(tokens[:, 0]), tokens, in_weight, None, out_weight, None, 4))
