@@ -58,6 +58,8 @@ def _patience(steps: Any) -> int:
 
 
 def _kept(dropout: Any) -> float:
+    if not 0 <= float(dropout) < 1:
+        raise ValueError
     return 1 - float(dropout)
 
 
@@ -88,7 +90,7 @@ _OF_GRAPHS = {
     "n_ui_layers": _Target("model.layers"),
     "knn_k": _Target("model.neighbours"),
     "mm_image_weight": _Target("model.image_weight"),
-    "dropout": _Target("model.edge_keep", _kept, "a number"),
+    "dropout": _Target("model.edge_keep", _kept, "a number from 0 to below 1"),
 }
 _OF_MODEL = {
     "crane": {

@@ -157,6 +157,8 @@ def test_data_by_name_by_folder_and_alone(toolbox: Path, tmp_path: Path) -> None
         ("overall", "learning_rate_scheduler: 0.96\n", "learning_rate_scheduler is 0.96, expected a list of a factor"),
         ("overall", "learning_rate_scheduler: [0.96, 0]\n", r"is \[0.96, 0\], expected a list of a factor and epochs"),
         ("model/CRANE", "dropout: few\n", "CRANE.yaml: dropout is 'few', expected a number"),
+        ("model/CRANE", "dropout: 1.0\n", "CRANE.yaml: dropout is 1.0, expected a number from 0 to below 1"),
+        ("model/CRANE", "dropout: -0.1\n", "CRANE.yaml: dropout is -0.1, expected a number from 0 to below 1"),
         ("overall", "data_path: nowhere\n", "found no folder .*nowhere/toy"),
     ],
 )
