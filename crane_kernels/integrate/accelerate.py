@@ -77,7 +77,7 @@ def _replace_attention(model: nn.Module, collected: _Collected) -> None:
         if is_overridden(module):
             collected.left.append(Left(path, name, "it is accelerated already"))
             inside |= set(module.children()) if fusion.parts(module) else set()
-        elif fusion.parts(module) and not products.is_torchs(type(module)) and "forward" not in vars(module):
+        elif fusion.holds_attention(module) and not products.is_torchs(type(module)):
             plan = fusion.find_plan(module)
             if isinstance(plan, str):
                 collected.left.append(Left(path, name, plan))

@@ -77,6 +77,11 @@ class Plan:
         return attention.refuses_module(child) or attention.refuses_state(child, features[0])
 
 
+def holds_attention(module: nn.Module) -> bool:
+    """Whether an ``nn.MultiheadAttention`` is a part of the module itself, and not of one of its parts."""
+    return any(isinstance(child, nn.MultiheadAttention) for child in module.children())
+
+
 def parts(module: nn.Module) -> tuple[list[str], str] | None:
     """Names of the projections and of the attention, if the module is made of those, else ``None``."""
     children = dict(module.named_children())
@@ -90,10 +95,12 @@ def parts(module: nn.Module) -> tuple[list[str], str] | None:
 
 
 def find_plan(module: nn.Module) -> Plan | str:
-    """What the forward of ``module``, which has :func:`parts`, computes; or why it cannot be replaced."""
+    """What the forward of ``module``, which holds an attention, computes; or why it cannot be replaced."""
     found = parts(module)
     if found is None:
-        return "it is not made of two to four projections and one attention"
+        return "it is not made of two to four plain projections and one attention alone"
+    if "forward" in vars(module):
+        return "the instance has a forward of its own"
     projections, name = found
     reason = attention.refuses_module(getattr(module, name))
     if reason is not None:

@@ -135,6 +135,23 @@ def test_attention_within_an_unknown_module_is_replaced_alone() -> None:
     expected = module(*features())
     report = accelerate(module)
     assert [(r.path, r.part) for r in report.replaced] == [("attention", "MultiheadAttention")]
+    why = "it is not made of two to four plain projections and one attention alone"
+    assert [(entry.part, entry.why) for entry in report.left if entry.part != "sparse products"] == [
+        ("Normalised", why)
+    ]
+    torch.testing.assert_close(module(*features()), expected)
+
+
+def test_a_forward_of_the_instance_is_left() -> None:
+    module = fusion()
+    own = module.forward
+    module.forward = lambda visual, textual: 2 * own(visual, textual)
+    expected = module(*features())
+    report = accelerate(module)
+    assert (report.left[0].part, report.left[0].why) == (
+        "CrossModalAttention",
+        "the instance has a forward of its own",
+    )
     torch.testing.assert_close(module(*features()), expected)
 
 
