@@ -79,10 +79,12 @@ class Graph:
 
         Raises:
             TypeError: indices that are no integers, or values that are no numbers.
-            ValueError: an index out of range, lengths that do not match, NaN or infinite values, unsorted rows.
+            ValueError: an index out of range, lengths or devices that do not match, NaN or infinite values, unsorted
+                rows.
         """
         n_rows, n_cols = _shape(shape)
         pointers, columns = _indices("rowptr", rowptr), _indices("col", col)
+        checks.same_device("col", columns, pointers.device, "rowptr")
         weights = _values(value, columns)
         _check_rowptr(pointers, n_rows, columns.numel())
         _check_range("col", columns, n_cols)

@@ -404,6 +404,14 @@ def test_huge_numbers_of_edge_index_are_refused() -> None:
         Graph.from_edge_index([[0, 1], [1, 0]], num_nodes=2**70)  # type: ignore[list-item]
 
 
+def test_arrays_of_two_devices_are_refused() -> None:
+    rowptr, col = torch.tensor([0, 1]), torch.tensor([0])
+    with pytest.raises(ValueError, match=r"^col: found on device meta, expected cpu, where rowptr is$"):
+        Graph(rowptr, col.to("meta"), None, (1, 1))
+    with pytest.raises(ValueError, match=r"^value: found on device meta, expected cpu, where col is$"):
+        Graph(rowptr, col, torch.ones(1, device="meta"), (1, 1))
+
+
 def test_what_does_not_stay_finite_is_refused() -> None:
     graph = Graph.from_edges([0, 1], [0, 1], [1.0, 1e10])
     with pytest.raises(ValueError, match=r"value as torch\.float16: found inf at edge 1, expected finite numbers"):
