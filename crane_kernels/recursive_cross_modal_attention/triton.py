@@ -1,5 +1,9 @@
 """``recursive_cross_modal_attention`` in Gram form by Triton kernels: names as in the public function, X = x[:, m].
 
+The kernels of d x d matrices here serve every size; those over rows, where :func:`fits` says so: for d to 64, where M
+times d, each padded to a power of two, is at most 128, or 96 with three modalities or more. Beyond, and to d = 256 and
+M = 4, :mod:`~crane_kernels.recursive_cross_modal_attention.triton_wide` has others in the same number of launches.
+
 A recursion is one pass over the rows, whose programs each take a chunk of them and keep the weights and their part of
 the Gram matrix on chip: it reads X once, writes X once, and leaves a part of the next Gram matrix a program, which
 the next kernel sums in their order. Nothing is added atomically, so results repeat. Tiles of rows are transposed,
@@ -28,7 +32,7 @@ idle.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -37,8 +41,9 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from crane_kernels import triton_support
-from crane_kernels.recursive_cross_modal_attention import reference
-from crane_kernels.triton_support import config, input_precision, kernel, operator, padded
+from crane_kernels.recursive_cross_modal_attention import reference, triton_wide
+from crane_kernels.recursive_cross_modal_attention.triton_wide import constants, product
+from crane_kernels.triton_support import config, kernel, operator, padded
 
 FORWARD_PROGRAMS = 120  # about one a multiprocessor of the larger chips: each costs its weights and its part of G
 SMALLEST_CHUNK = 256
@@ -247,51 +252,53 @@ def correlation_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]
     """For the compile matrix."""
     arguments = dict.fromkeys(("gram_parts", "sums_parts", "gram", "sums", "correlation"), "*fp32")
     arguments |= {"w_joint": "*x", "b_joint": "*x", "parts": "i32", "scale": "fp32"}
-    return [arguments | constants for constants in served(dtype, width)]
+    return [arguments | constants for constants in triton_wide.served(dtype, width, narrowest=16)]
 
 
-SMALL = [config(4, 2, ROWS=16, INNER=16), config(8, 2, ROWS=16, INNER=16)]
+SMALL = [config(4, 2, 255, ROWS=16, TILE=64, BYTES=64)]
 
 
 @kernel(correlation_specimens, SMALL, ["MODALITIES", "WIDTH"])
 def rca_correlation_kernel(
     gram_parts, sums_parts, w_joint, b_joint, gram, sums, correlation, parts, scale,
-    MODALITIES: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, INNER: tl.constexpr,
+    MODALITIES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
     """Sum the parts of G and of the column sums, and from them ROWS rows of C_m, for each modality and rows of it."""
-    m = tl.program_id(0) // (D // ROWS)
-    rows = tl.program_id(0) % (D // ROWS) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, D)
+    tiles: tl.constexpr = (WIDTH + ROWS - 1) // ROWS
+    m = tl.program_id(0) // tiles
+    rows = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
+    row_inside = rows < WIDTH
+    place = tl.arange(0, TILE)
     size: tl.constexpr = WIDTH * WIDTH
     pairs: tl.constexpr = MODALITIES * (MODALITIES + 1) // 2
     total: tl.constexpr = MODALITIES * WIDTH
-    scores = tl.zeros((ROWS, D), tl.float32)
-    for other in tl.static_range(MODALITIES):
+    gram += m * WIDTH * total
+    for other in tl.range(MODALITIES):
         low = tl.minimum(m, other)
         pair = low * MODALITIES - low * (low - 1) // 2 + tl.maximum(m, other) - low
         row_stride = tl.where(m <= other, WIDTH, 1)
         column_stride = tl.where(m <= other, 1, WIDTH)
-        for start in tl.range(0, D, INNER):
-            inner = start + tl.arange(0, INNER)
-            inside = (rows[:, None] < WIDTH) & (inner[None, :] < WIDTH)
-            offsets = pair * size + rows[:, None] * row_stride + inner[None, :] * column_stride
+        for start in tl.range(0, WIDTH, TILE):
+            columns = start + place
+            inside = row_inside[:, None] & (columns < WIDTH)[None, :]
+            offsets = pair * size + rows[:, None] * row_stride + columns[None, :] * column_stride
             block = sum_of_parts(gram_parts, pairs * size, parts, offsets, inside, 8)
-            place = (m * WIDTH + rows[:, None]) * total + other * WIDTH + inner[None, :]
-            tl.store(gram + place, block, mask=inside)
-            weights = tl.load(
-                w_joint + (other * WIDTH + inner[:, None]) * WIDTH + columns[None, :],
-                mask=(inner[:, None] < WIDTH) & (columns[None, :] < WIDTH),
-                other=0.0,
-            )
-            scores = tl.dot(block, weights.to(tl.float32), scores, input_precision=PRECISION)
+            tl.store(gram + rows[:, None] * total + other * WIDTH + columns[None, :], block, mask=inside)
     column = rows[:, None]
     column_sums = sum_of_parts(sums_parts + m * WIDTH, total, parts, column, column < WIDTH, 8)
     tl.store(sums + m * WIDTH + column, column_sums, mask=column < WIDTH)
-    bias = tl.load(b_joint + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
-    scores = (scores + column_sums * bias[None, :]) * scale
-    inside = (rows[:, None] < WIDTH) & (columns[None, :] < WIDTH)
-    tl.store(correlation + m * size + rows[:, None] * WIDTH + columns[None, :], tanh(scores), mask=inside)
+    tl.debug_barrier()
+    for start in tl.range(0, WIDTH, TILE):
+        columns = start + place
+        bias = tl.load(b_joint + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+        scores = product(
+            gram, rows * total, 1, w_joint, WIDTH, columns, row_inside, columns < WIDTH, total,
+            column_sums * bias[None, :], tl.float32, PRECISION, BYTES,
+        )  # fmt: skip
+        inside = row_inside[:, None] & (columns < WIDTH)[None, :]
+        offsets = m * size + rows[:, None] * WIDTH + columns[None, :]
+        tl.store(correlation + offsets, tanh(scores * scale), mask=inside)
 
 
 def weight_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
@@ -342,45 +349,47 @@ def correlation_gradient_specimens(dtype: torch.dtype, width: int) -> list[dict[
     """For the compile matrix: not the last recursion, which has one term less."""
     names = ("mixed_parts", "out_parts", "correlation", "above", "grad_mixed", "grad_out", "grad_scores")
     arguments = dict.fromkeys(names, "*fp32") | {"w_attend": "*x", "parts": "i32", "scale": "fp32", "FIRST": False}
-    return [arguments | constants for constants in served(dtype, width)]
+    return [arguments | constants for constants in triton_wide.served(dtype, width, narrowest=16)]
 
 
 @kernel(correlation_gradient_specimens, SMALL, ["MODALITIES", "WIDTH"])
 def rca_correlation_gradient_kernel(
     mixed_parts, out_parts, w_attend, correlation, above, grad_mixed, grad_out, grad_scores, parts, scale,
-    MODALITIES: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, INNER: tl.constexpr,
+    MODALITIES: tl.constexpr, WIDTH: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
     """Sum the parts of the gradients of B_m (kept transposed) and V_m, and from them the gradient of A_m.
 
     A program for each modality and ROWS columns of B_m. The gradient of V_m is added to that of the recursions
     ``above``, but for the FIRST that backward meets.
     """
-    m = tl.program_id(0) // (D // ROWS)
-    rows = tl.program_id(0) % (D // ROWS) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, D)
+    tiles: tl.constexpr = (WIDTH + ROWS - 1) // ROWS
+    m = tl.program_id(0) // tiles
+    rows = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
+    row_inside = rows < WIDTH
+    place = tl.arange(0, TILE)
     size: tl.constexpr = WIDTH * WIDTH
-    crossed = tl.zeros((ROWS, D), tl.float32)
-    for start in tl.range(0, D, INNER):
-        inner = start + tl.arange(0, INNER)
-        inside = (rows[:, None] < WIDTH) & (inner[None, :] < WIDTH)
-        offsets = m * size + rows[:, None] * WIDTH + inner[None, :]
+    for start in tl.range(0, WIDTH, TILE):
+        columns = start + place
+        inside = row_inside[:, None] & (columns < WIDTH)[None, :]
+        offsets = m * size + rows[:, None] * WIDTH + columns[None, :]
         mixer = sum_of_parts(mixed_parts, MODALITIES * size, parts, offsets, inside, 8)
         tl.store(grad_mixed + offsets, mixer, mask=inside)
         out = sum_of_parts(out_parts, MODALITIES * size, parts, offsets, inside, 8)
         if not FIRST:
             out += tl.load(above + offsets, mask=inside, other=0.0)
         tl.store(grad_out + offsets, out, mask=inside)
-        weights = tl.load(
-            w_attend + m * size + inner[:, None] * WIDTH + columns[None, :],
-            mask=(inner[:, None] < WIDTH) & (columns[None, :] < WIDTH),
-            other=0.0,
-        )
-        crossed = tl.dot(mixer, weights.to(tl.float32), crossed, input_precision=PRECISION)
-    inside = (rows[:, None] < WIDTH) & (columns[None, :] < WIDTH)
-    transposed = m * size + columns[None, :] * WIDTH + rows[:, None]
-    cosine = tl.load(correlation + transposed, mask=inside, other=0.0)
-    tl.store(grad_scores + transposed, crossed * ((1.0 - cosine) * (1.0 + cosine)) * scale, mask=inside)
+    tl.debug_barrier()
+    for start in tl.range(0, WIDTH, TILE):
+        columns = start + place
+        crossed = product(
+            grad_mixed + m * size, rows * WIDTH, 1, w_attend + m * size, WIDTH, columns, row_inside, columns < WIDTH,
+            WIDTH, tl.zeros((ROWS, TILE), tl.float32), tl.float32, PRECISION, BYTES,
+        )  # fmt: skip
+        inside = row_inside[:, None] & (columns < WIDTH)[None, :]
+        transposed = m * size + columns[None, :] * WIDTH + rows[:, None]
+        cosine = tl.load(correlation + transposed, mask=inside, other=0.0)
+        tl.store(grad_scores + transposed, crossed * ((1.0 - cosine) * (1.0 + cosine)) * scale, mask=inside)
 
 
 def moments_gradient_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
@@ -388,83 +397,82 @@ def moments_gradient_specimens(dtype: torch.dtype, width: int) -> list[dict[str,
     inputs = ("gram", "sums", "correlation", "grad_mixed", "grad_scores")
     outputs = ("above_joint", "above_bias", "above_attend", "grad_joint", "grad_bias", "grad_attend", "mixing", "shift")
     arguments = dict.fromkeys(inputs + outputs, "*fp32") | {"w_joint": "*x", "b_joint": "*x", "FIRST": False}
-    return [arguments | constants for constants in served(dtype, width)]
+    return [arguments | constants for constants in triton_wide.served(dtype, width, narrowest=16)]
+
+
+@triton.jit
+def store_sum(pointer, above, offsets, inside, value, FIRST: tl.constexpr):
+    """Write ``value``, added to what is at the same place of ``above`` but for the FIRST."""
+    if not FIRST:
+        value += tl.load(above + offsets, mask=inside, other=0.0)
+    tl.store(pointer + offsets, value, mask=inside)
 
 
 @kernel(moments_gradient_specimens, SMALL, ["MODALITIES", "WIDTH"])
 def rca_moments_gradient_kernel(
     gram, sums, correlation, grad_mixed, grad_scores, w_joint, b_joint, above_joint, above_bias, above_attend,
     grad_joint, grad_bias, grad_attend, mixing, shift,
-    MODALITIES: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, INNER: tl.constexpr,
+    MODALITIES: tl.constexpr, WIDTH: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient of A: ROWS rows of S = dA W_E^T + W_E dA^T and of dA b_E, by which X enters its own gradient,
-    and of the gradients of the weights, added to those of the recursions ``above``.
+    """From the gradient of A: S = dA W_E^T + W_E dA^T and dA b_E, by which X enters its own gradient, and the gradients
+    of the weights, added to those of the recursions ``above``.
 
-    A program for each modality and ROWS rows of its width.
+    A program for each modality and ROWS rows of its width, and for TILE columns of S between it and another. Those
+    of modality zero's columns also have TILE columns of the weights' gradients.
     """
-    m = tl.program_id(0) // (D // ROWS)
-    rows = tl.program_id(0) % (D // ROWS) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, D)
+    tiles: tl.constexpr = (WIDTH + ROWS - 1) // ROWS
+    across: tl.constexpr = (WIDTH + TILE - 1) // TILE
+    m = tl.program_id(0) // tiles
+    rows = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
+    other = tl.program_id(1) // across
+    tile = tl.program_id(1) % across
+    columns = tile * TILE + tl.arange(0, TILE)
+    row_inside = rows < WIDTH
+    column_inside = columns < WIDTH
     size: tl.constexpr = WIDTH * WIDTH
     total: tl.constexpr = MODALITIES * WIDTH
-    joint = tl.zeros((ROWS, D), tl.float32)
-    attend = tl.zeros((ROWS, D), tl.float32)
-    pull = tl.zeros((ROWS,), tl.float32)
-    for other in tl.static_range(MODALITIES):
-        mixed = tl.zeros((ROWS, D), tl.float32)
-        for start in tl.range(0, D, INNER):
-            inner = start + tl.arange(0, INNER)
-            inside = (rows[:, None] < WIDTH) & (inner[None, :] < WIDTH)
-            wide = (inner[:, None] < WIDTH) & (columns[None, :] < WIDTH)
-            own = (m * WIDTH + rows[:, None]) * WIDTH + inner[None, :]
-            across = (other * WIDTH + columns[None, :]) * WIDTH + inner[:, None]
-            scores = tl.load(grad_scores + own, mask=inside, other=0.0)
-            weights = tl.load(w_joint + across, mask=wide, other=0.0).to(tl.float32)
-            mixed = tl.dot(scores, weights, mixed, input_precision=PRECISION)
-            own_weights = tl.load(w_joint + own, mask=inside, other=0.0).to(tl.float32)
-            other_scores = tl.load(grad_scores + across, mask=wide, other=0.0)
-            mixed = tl.dot(own_weights, other_scores, mixed, input_precision=PRECISION)
-            block = tl.load(
-                gram + (m * WIDTH + rows[:, None]) * total + other * WIDTH + inner[None, :], mask=inside, other=0.0
-            )
-            straight = tl.load(
-                grad_scores + (other * WIDTH + inner[:, None]) * WIDTH + columns[None, :], mask=wide, other=0.0
-            )
-            joint = tl.dot(block, straight, joint, input_precision=PRECISION)
-            if other == 0:
-                bias = tl.load(b_joint + inner, mask=inner < WIDTH, other=0.0).to(tl.float32)
-                pull += tl.sum(scores * bias[None, :], 1)
-                turned = m * size + inner[None, :] * WIDTH + rows[:, None]
-                grad_mixer = tl.load(grad_mixed + turned, mask=inside, other=0.0)
-                crossed = tl.load(
-                    correlation + m * size + columns[None, :] * WIDTH + inner[:, None], mask=wide, other=0.0
-                )
-                attend = tl.dot(grad_mixer, crossed, attend, input_precision=PRECISION)
-        place = (m * WIDTH + rows[:, None]) * total + other * WIDTH + columns[None, :]
-        tl.store(mixing + place, mixed, mask=(rows[:, None] < WIDTH) & (columns[None, :] < WIDTH))
-    tl.store(shift + m * WIDTH + rows, pull, mask=rows < WIDTH)
-    place = (m * WIDTH + rows[:, None]) * WIDTH + columns[None, :]
-    inside = (rows[:, None] < WIDTH) & (columns[None, :] < WIDTH)
-    if not FIRST:
-        joint += tl.load(above_joint + place, mask=inside, other=0.0)
-        attend += tl.load(above_attend + place, mask=inside, other=0.0)
-    tl.store(grad_joint + place, joint, mask=inside)
-    tl.store(grad_attend + place, attend, mask=inside)
-    if tl.program_id(0) == 0:
-        pulled = tl.zeros((D,), tl.float32)
-        for start in tl.range(0, total, INNER):
-            inner = start + tl.arange(0, INNER)
+    inside = row_inside[:, None] & column_inside[None, :]
+    nothing = tl.zeros((ROWS, TILE), tl.float32)
+    mixed = product(
+        grad_scores + m * size, rows * WIDTH, 1, w_joint + other * size, 1, columns * WIDTH, row_inside, column_inside,
+        WIDTH, nothing, tl.float32, PRECISION, BYTES,
+    )  # fmt: skip
+    mixed = product(
+        w_joint + m * size, rows * WIDTH, 1, grad_scores + other * size, 1, columns * WIDTH, row_inside, column_inside,
+        WIDTH, mixed, tl.float32, PRECISION, BYTES,
+    )  # fmt: skip
+    tl.store(mixing + (m * WIDTH + rows[:, None]) * total + other * WIDTH + columns[None, :], mixed, mask=inside)
+    if other == 0:
+        offsets = m * size + rows[:, None] * WIDTH + columns[None, :]
+        joint = product(
+            gram + m * WIDTH * total, rows * total, 1, grad_scores, WIDTH, columns, row_inside, column_inside, total,
+            nothing, tl.float32, PRECISION, BYTES,
+        )  # fmt: skip
+        store_sum(grad_joint, above_joint, offsets, inside, joint, FIRST)
+        attend = product(
+            grad_mixed + m * size, rows, WIDTH, correlation + m * size, 1, columns * WIDTH, row_inside, column_inside,
+            WIDTH, nothing, tl.float32, PRECISION, BYTES,
+        )  # fmt: skip
+        store_sum(grad_attend, above_attend, offsets, inside, attend, FIRST)
+    if tl.program_id(1) == 0:
+        pull = tl.zeros((ROWS,), tl.float32)
+        for start in tl.range(0, WIDTH, TILE):
+            inner = start + tl.arange(0, TILE)
+            bias = tl.load(b_joint + inner, mask=inner < WIDTH, other=0.0).to(tl.float32)
+            wide = row_inside[:, None] & (inner < WIDTH)[None, :]
+            scores = tl.load(grad_scores + m * size + rows[:, None] * WIDTH + inner[None, :], mask=wide, other=0.0)
+            pull += tl.sum(scores * bias[None, :], 1)
+        tl.store(shift + m * WIDTH + rows, pull, mask=row_inside)
+    if (tl.program_id(0) == 0) & (other == 0):
+        pulled = tl.zeros((TILE,), tl.float32)
+        for start in tl.range(0, total, ROWS):
+            inner = start + tl.arange(0, ROWS)
             column_sums = tl.load(sums + inner, mask=inner < total, other=0.0)
-            straight = tl.load(
-                grad_scores + inner[:, None] * WIDTH + columns[None, :],
-                mask=(inner[:, None] < total) & (columns[None, :] < WIDTH),
-                other=0.0,
-            )
-            pulled += tl.sum(straight * column_sums[:, None], 0)
-        if not FIRST:
-            pulled += tl.load(above_bias + columns, mask=columns < WIDTH, other=0.0)
-        tl.store(grad_bias + columns, pulled, mask=columns < WIDTH)
+            wide = (inner < total)[:, None] & column_inside[None, :]
+            scores = tl.load(grad_scores + inner[:, None] * WIDTH + columns[None, :], mask=wide, other=0.0)
+            pulled += tl.sum(scores * column_sums[:, None], 0)
+        store_sum(grad_bias, above_bias, columns, column_inside, pulled, FIRST)
 
 
 def row_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
@@ -522,7 +530,70 @@ def chunks(n: int, programs: int) -> tuple[int, int]:
 
 def _row_tiles(modalities: int, d: int) -> Callable[[dict[str, int]], tuple[int]]:
     """The grid of the kernels of d x d matrices: a program for each modality and ROWS rows of its matrices."""
-    return lambda constants: (modalities * padded(d) // constants["ROWS"],)
+    return lambda tile: (modalities * triton.cdiv(d, tile["ROWS"]),)
+
+
+def _square_tiles(modalities: int, d: int) -> Callable[[dict[str, int]], tuple[int, int]]:
+    """The grid of a kernel of (M d, M d) matrices: the same, and for each modality and TILE columns."""
+    return lambda tile: (
+        modalities * triton.cdiv(d, tile["ROWS"]),
+        modalities * triton.cdiv(d, tile["TILE"]),
+    )
+
+
+def _gram(x: Tensor, gram_parts: Tensor, sums_parts: Tensor, chunk: int) -> None:
+    """Parts of the Gram matrix and column sums of X, one a chunk of rows."""
+    wrap_triton(rca_gram_kernel)[(gram_parts.shape[0],)](
+        x, gram_parts, sums_parts, x.shape[0], chunk, **constants(x), D=padded(x.shape[2])
+    )
+
+
+def _refine(
+    x: Tensor, w_attend: Tensor, correlation: Tensor, w_out: Tensor, mixed: Tensor, result: Tensor, gram_parts: Tensor,
+    sums_parts: Tensor, chunk: int, gram: bool,
+) -> None:  # fmt: skip
+    """One recursion on the rows of X: B_m, the result, and if asked for the parts of its Gram matrix."""
+    wrap_triton(rca_pass_kernel)[(gram_parts.shape[0],)](
+        x, w_attend, correlation, w_out, mixed, result, gram_parts, sums_parts, x.shape[0], chunk, **constants(x),
+        D=padded(x.shape[2]), GRAM=gram,
+    )  # fmt: skip
+
+
+def _weight_gradients(
+    x: Tensor, grad: Tensor, mixed: Tensor, w_out: Tensor, mixed_parts: Tensor, out_parts: Tensor, chunk: int
+) -> None:
+    """Parts of the gradients of B_m (transposed) and V_m, one a chunk of rows."""
+    wrap_triton(rca_weight_gradients_kernel)[mixed_parts.shape[:2]](
+        x, grad, mixed, w_out, mixed_parts, out_parts, x.shape[0], chunk, **constants(x), D=padded(x.shape[2])
+    )
+
+
+def _row_gradients(
+    x: Tensor, grad: Tensor, mixed: Tensor, w_out: Tensor, mixing: Tensor, shift: Tensor, chunk: int, _: None
+) -> Tensor:
+    """The gradient of X."""
+    result = torch.empty_like(x)
+    n, modalities, d = x.shape
+    wrap_triton(rca_row_gradients_kernel)[(max(1, triton.cdiv(n, chunk)), modalities)](
+        x, grad, mixed, w_out, mixing, shift, result, n, chunk, **constants(x), D=padded(d)
+    )
+    return result
+
+
+class _Rows(NamedTuple):
+    """Who launches the kernels over rows."""
+
+    gram: Callable[..., None]
+    refine: Callable[..., None]
+    weight_gradients: Callable[..., Any]
+    row_gradients: Callable[..., Tensor]
+
+
+def _rows(x: Tensor) -> _Rows:
+    """The kernels over rows that serve ``x``: those that keep all on chip where it fits."""
+    if fits(*x.shape[1:]):
+        return _Rows(_gram, _refine, _weight_gradients, _row_gradients)
+    return _Rows(triton_wide.gram, triton_wide.refine, triton_wide.weight_gradients, triton_wide.row_gradients)
 
 
 def _forward_fake(
@@ -558,21 +629,16 @@ def rca_forward(
     pairs = modalities * (modalities + 1) // 2
     gram_parts = x.new_empty(programs, pairs, d, d, dtype=torch.float32)
     sums_parts = x.new_empty(programs, modalities, d, dtype=torch.float32)
-    widths = {"MODALITIES": modalities, "WIDTH": d, "D": padded(d)}
-    precision = {"PRECISION": input_precision(torch.float32)}
-    wrap_triton(rca_gram_kernel)[(programs,)](x, gram_parts, sums_parts, n, chunk, **widths, **precision)
+    sizes, rows = constants(x), _rows(x)
+    rows.gram(x, gram_parts, sums_parts, chunk)
     spare = [torch.empty_like(x), torch.empty_like(x)] if recursions > 1 and not keep else []
     for r in range(recursions):
         wrap_triton(rca_correlation_kernel)[_row_tiles(modalities, d)](
-            gram_parts, sums_parts, w_joint, b_joint, gram[r], sums[r], correlation[r], programs, scale,
-            **widths, **precision,
-        )  # fmt: skip
+            gram_parts, sums_parts, w_joint, b_joint, gram[r], sums[r], correlation[r], programs, scale, **sizes
+        )
         last = r == recursions - 1
         new = result if last else kept[r] if keep else spare[r % 2]
-        wrap_triton(rca_pass_kernel)[(programs,)](
-            x, w_attend, correlation[r], w_out, mixed[r], new, gram_parts, sums_parts, n, chunk,
-            **widths, **precision, GRAM=not last,
-        )  # fmt: skip
+        rows.refine(x, w_attend, correlation[r], w_out, mixed[r], new, gram_parts, sums_parts, chunk, gram=not last)
         x = new
     return result, kept, gram, sums, correlation, mixed
 
@@ -595,9 +661,8 @@ def rca_backward(
     """
     n, modalities, d = x.shape
     recursions = gram.shape[0]
-    widths = {"MODALITIES": modalities, "WIDTH": d, "D": padded(d)}
-    precision = {"PRECISION": input_precision(torch.float32)}
-    features = [x, *kept.unbind()] if kept.shape[0] else _again(x, w_attend, w_out, correlation, widths | precision)
+    sizes, rows = constants(x), _rows(x)
+    features = [x, *kept.unbind()] if kept.shape[0] else _again(x, w_attend, w_out, correlation)
     chunk, programs = chunks(n, max(1, FORWARD_PROGRAMS // modalities))
     total = modalities * d
     mixed_parts = x.new_empty(programs, modalities, d, d, dtype=torch.float32)
@@ -608,42 +673,32 @@ def rca_backward(
     grad_mixed, grad_scores = x.new_empty(2, modalities, d, d, dtype=torch.float32).unbind()
     mixing = x.new_empty(total, total, dtype=torch.float32)
     shift = x.new_empty(total, dtype=torch.float32)
-    tiles = _row_tiles(modalities, d)
     for r in reversed(range(recursions)):
         first = r == recursions - 1
         above, sofar = turns[(r + 1) % 2], turns[r % 2]
-        wrap_triton(rca_weight_gradients_kernel)[(programs, modalities)](
-            features[r], grad, mixed[r], w_out, mixed_parts, out_parts, n, chunk, **widths, **precision
-        )
-        wrap_triton(rca_correlation_gradient_kernel)[tiles](
+        before = features.pop()
+        used = rows.weight_gradients(before, grad, mixed[r], w_out, mixed_parts, out_parts, chunk)
+        wrap_triton(rca_correlation_gradient_kernel)[_row_tiles(modalities, d)](
             mixed_parts, out_parts, w_attend, correlation[r], above[3], grad_mixed, sofar[3], grad_scores, programs,
-            scale, **widths, **precision, FIRST=first,
+            scale, **sizes, FIRST=first,
         )  # fmt: skip
-        wrap_triton(rca_moments_gradient_kernel)[tiles](
+        wrap_triton(rca_moments_gradient_kernel)[_square_tiles(modalities, d)](
             gram[r], sums[r], correlation[r], grad_mixed, grad_scores, w_joint, b_joint, *above[:3], *sofar[:3],
-            mixing, shift, **widths, **precision, FIRST=first,
+            mixing, shift, **sizes, FIRST=first,
         )  # fmt: skip
-        below = torch.empty_like(x)
-        wrap_triton(rca_row_gradients_kernel)[(programs, modalities)](
-            features[r], grad, mixed[r], w_out, mixing, shift, below, n, chunk, **widths, **precision
-        )
-        grad = below
-        features.pop()
+        grad = rows.row_gradients(before, grad, mixed[r], w_out, mixing, shift, chunk, used)
     joint, bias, attend, out = (gradient.to(x.dtype) for gradient in turns[0])
     return grad, joint, bias, attend, out
 
 
-def _again(x: Tensor, w_attend: Tensor, w_out: Tensor, correlation: Tensor, constants: dict[str, Any]) -> list[Tensor]:
+def _again(x: Tensor, w_attend: Tensor, w_out: Tensor, correlation: Tensor) -> list[Tensor]:
     """The features before each recursion, from the first."""
     chunk, programs = chunks(x.shape[0], FORWARD_PROGRAMS)
-    nothing = torch.empty(0, dtype=torch.float32, device=x.device)
+    no_parts = torch.empty(programs, 0, dtype=torch.float32, device=x.device)
     features = [x]
     for crossed in correlation[:-1].unbind():
         new, mixed = torch.empty_like(x), torch.empty_like(w_attend)
-        wrap_triton(rca_pass_kernel)[(programs,)](
-            features[-1], w_attend, crossed, w_out, mixed, new, nothing, nothing, x.shape[0], chunk,
-            **constants, GRAM=False,
-        )  # fmt: skip
+        _rows(x).refine(features[-1], w_attend, crossed, w_out, mixed, new, no_parts, no_parts, chunk, gram=False)
         features.append(new)
     return features
 
@@ -670,9 +725,8 @@ def refuses(x: Tensor, *_: Any) -> str | None:
     reason = triton_support.refuses("x", x, width)
     if reason is not None:
         return reason
-    if not fits(modalities, width):
-        most = TOTAL_WIDTH if modalities <= 2 else TOTAL_WIDTH_OF_MANY
-        return f"x has {modalities} modalities of width {width}, together more than the {most} of a tile"
+    if modalities > triton_wide.MODALITIES and not fits(modalities, width):
+        return f"x has {modalities} modalities of width {width}, more than the {triton_wide.MODALITIES} of wide kernels"
     return None
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from crane_kernels import dispatch, recursive_cross_modal_attention, triton_support
 from crane_kernels.recursive_cross_modal_attention import reference
 from crane_kernels.recursive_cross_modal_attention import triton as kernels
+from crane_kernels.recursive_cross_modal_attention import triton_wide as wide
 from crane_kernels.recursive_cross_modal_attention.triton import (
     FORWARD_PROGRAMS,
     SMALLEST_CHUNK,
@@ -72,6 +73,48 @@ def assert_right(tensors: list[Tensor], recursions: int, scale: float | None = N
 )
 def test_value_and_gradients(n: int, modalities: int, d: int, device: str):
     assert_right(inputs(n, modalities, d, device=device), 2)
+
+
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger tiles in the interpreter, which takes as long for a small one."""
+    if triton_support.interpreting():
+        rows = [triton_support.config(8, 1, BLOCK=wide.BLOCK, BYTES=1024)]
+        small = [triton_support.config(8, 1, ROWS=64, TILE=128, BYTES=1024)]
+        for name, kernel in (vars(kernels) | vars(wide)).items():
+            if name.startswith("rca_wide"):
+                monkeypatch.setattr(kernel, "configs", rows)
+            elif name in ("rca_correlation_kernel", "rca_correlation_gradient_kernel", "rca_moments_gradient_kernel"):
+                monkeypatch.setattr(kernel, "configs", small)
+
+
+@pytest.mark.parametrize(
+    ("n", "modalities", "d", "recursions"),
+    [(0, 2, 100, 2), (1, 1, 256, 1), (65, 2, 100, 2), (5, 3, 65, 1), (537, 3, 33, 1), (3, 4, 256, 1)],
+)
+def test_wide(coarse: None, n: int, modalities: int, d: int, recursions: int, device: str):
+    assert_right(inputs(n, modalities, d, device=device), recursions)
+
+
+def test_wide_in_the_tiles_of_devices(device: str):
+    assert_right(inputs(70, 3, 33, device=device), 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize(("n", "modalities", "d"), [(300, 1, 65), (70, 3, 33)])
+def test_wide_in_half_precision(coarse: None, n: int, modalities: int, d: int, dtype: torch.dtype, device: str):
+    assert_right(inputs(n, modalities, d, dtype, device), 2)
+
+
+def test_wide_with_low_memory_repeats_exactly(coarse: None, device: str):
+    tensors = inputs(70, 3, 33, device=device)
+    fast = assert_right(tensors, 3)
+    low = assert_right(tensors, 3, memory="low")
+    assert all(map(torch.equal, fast, low))
+
+
+def test_wide_saturating(coarse: None, device: str):
+    assert_right(inputs(40, 2, 70, device=device, size=30.0), 1, 1.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
@@ -211,8 +254,10 @@ def test_what_serves_a_call_says_why():
     choice = dispatch.choose("recursive_cross_modal_attention", None, x, *weights, 2, 0.1)
     assert choice.implementation.name != "triton"
     assert "triton" in choice.rejected
-    for modalities, d, most in ((2, 128, 128), (4, 17, 96)):
-        text = f"{modalities} modalities of width {d}, together more than the {most} of a tile"
+    for modalities, d, text in (
+        (5, 32, "5 modalities of width 32, more than the 4 of wide"),
+        (1, 257, "width 257, above 256"),
+    ):
         with pytest.raises(RuntimeError, match=text):
             recursive_cross_modal_attention(*inputs(4, modalities, d), 2, implementation="triton")
 
@@ -226,8 +271,9 @@ def forward_bytes(n: int, modalities: int, d: int, recursions: int) -> int:
     first = rows + programs * part
     # A pair of different modalities serves the correlations of both.
     read = programs * (modalities**2 * square + modalities * d)
+    # G, whose parts are summed into memory and read from there.
     correlation = (
-        read + total * total + total + modalities * square + programs_of_small(modalities, d) * (total * d + d)
+        read + 2 * total * total + total + modalities * square + programs_of_small(modalities, d) * (total * d + d)
     )
     passes = 2 * rows + programs * 3 * modalities * square + modalities * square
     return 4 * (first + recursions * (correlation + passes) + (recursions - 1) * programs * part)
@@ -286,16 +332,70 @@ def test_kernels_of_rows_move_what_the_ratios_assume(counting: None):
     assert moved["rca_moments_gradient_kernel"] < small
 
 
-def test_launches(counting: None):
-    """At most 8 forward and 16 backward with three recursions; eager PyTorch launches many more."""
-    x, *weights = inputs(600, 2, 16)
+def wide_bytes(n: int, modalities: int, d: int) -> dict[str, int]:
+    """What the wide kernels' module says of one recursion, which is the last, in float32; and B for backward."""
+    square, rows, tiles = d * d, n * modalities * d, -(-d // wide.BLOCK)
+
+    def parts(programs: int) -> tuple[int, int]:
+        chunk, count = chunks(n, programs)
+        return count, sum(-(-min(chunk, n - start) // wide.BLOCK) for start in range(0, n, chunk))
+
+    programs, blocks = parts(FORWARD_PROGRAMS)
+    backward_programs, backward_blocks = parts(FORWARD_PROGRAMS // modalities)
+    pairs = modalities * (modalities + 1) // 2
+    row_blocks = -(-n // wide.BLOCK)
+    elements = {
+        "gram": rows * (modalities * tiles + 2) + programs * (pairs * square + modalities * d),
+        "pass": rows * (2 * tiles + 3)
+        + blocks * modalities * 2 * square
+        + (programs * (2 * tiles + 1) + 1) * modalities * square,
+        "weight_gradients": rows * (6 * tiles + 2) + (backward_blocks + backward_programs) * modalities * 2 * square,
+        "row_gradients": rows * (tiles + tiles * modalities + 2)
+        + row_blocks * modalities * (square * (1 + modalities) + d),
+    }
+    return {f"rca_wide_{name}_kernel": 4 * count for name, count in elements.items()}
+
+
+@pytest.mark.parametrize(("n", "modalities", "d"), [(300, 1, 130), (70, 3, 33)])
+def test_wide_kernels_move_the_bytes_their_module_says(coarse: None, counting: None, n: int, modalities: int, d: int):
+    x, *weights = inputs(n, modalities, d)
+    with counted() as traffic:
+        recursive_cross_modal_attention(x, *weights, 1, implementation="triton").sum().backward()
+    found = {name: traffic.loaded[name] + traffic.stored[name] for name in traffic.launches if "wide" in name}
+    assert found == wide_bytes(n, modalities, d)
+
+
+def test_a_wide_pass_adds_up_its_result_as_the_first_kernel_does(coarse: None, counting: None):
+    n, modalities, d = 70, 3, 33
+    x, *weights = inputs(n, modalities, d)
+    with counted() as traffic:
+        rca_forward(*(t.detach() for t in (x, *weights)), 2, 0.1, True)
+    found = {name: traffic.loaded[name] + traffic.stored[name] for name in traffic.launches if "wide" in name}
+    expected = wide_bytes(n, modalities, d)
+    gram, refining = expected["rca_wide_gram_kernel"], expected["rca_wide_pass_kernel"]
+    assert found == {"rca_wide_gram_kernel": gram, "rca_wide_pass_kernel": 2 * refining + gram}
+
+
+def launches(n: int, modalities: int, d: int, memory: str) -> tuple[int, int]:
+    """Launches forward and backward with three recursions, fewer than half of eager PyTorch's."""
+    x, *weights = inputs(n, modalities, d)
     with counted() as forward:
-        result = recursive_cross_modal_attention(x, *weights, 3, implementation="triton")
+        result = recursive_cross_modal_attention(x, *weights, 3, memory=memory, implementation="triton")
     with counted() as backward:
         result.sum().backward()
     eager = operators(lambda: reference.direct_form(x, *weights, 3, 0.1).sum().backward())
     found = forward.launches.total(), backward.launches.total()
     print(f"\nlaunches, R = 3: forward {found[0]}, backward {found[1]}; eager PyTorch both {eager}")
-    assert found == (7, 12)
     assert eager > 2 * sum(found)
+    return found
+
+
+def test_launches(counting: None):
+    """At most 8 forward and 16 backward with three recursions."""
+    assert launches(600, 2, 16, "fast") == (7, 12)
     assert SMALLEST_CHUNK < 600
+
+
+def test_wide_launches(coarse: None, counting: None):
+    """As many, and two more passes where only x was kept."""
+    assert launches(3, 3, 33, "low") == (7, 14)
