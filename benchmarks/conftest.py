@@ -9,6 +9,7 @@ Without ``--scale`` a run leaves out what would make it longer than five minutes
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -86,6 +87,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if _forward_alone(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collections between measurements need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def _forward_alone(item: pytest.Item) -> bool:

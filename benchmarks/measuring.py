@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import statistics
@@ -77,6 +78,7 @@ class Measure:
         for name, run in runnable.items():
             if COMPILES in name:
                 run()
+                gc.freeze()  # what it imported and made stays
             found, peaks[name], once[name] = self._peak(run)
             if warm_up and once[name] < SLOW:
                 found, peaks[name], once[name] = self._peak(run)
