@@ -8,11 +8,14 @@ from weakref import ref
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from crane_kernels.checks import instance
 from crane_kernels.integrate import attention, fusion, products
 from crane_kernels.integrate.classes import is_overridden, override
 from crane_kernels.integrate.report import Left, Replaced, Report
+
+_PARAMETRIZED = "it is parametrized: accelerate it before its parametrizations are registered"
 
 
 def accelerate(model: nn.Module) -> Report:
@@ -103,6 +106,8 @@ def _replace_multihead(path: str, module: nn.MultiheadAttention, collected: _Col
 
 def _replace_products(model: nn.Module, collected: _Collected) -> None:
     """Serve the sparse products of the outermost modules that users wrote, and of those inside that name some."""
+    parametrized = [path for path, module in model.named_modules() if _is_parametrized(module)]
+    collected.left += [Left(path, "sparse products", _PARAMETRIZED) for path in parametrized]
     written = {
         path: module
         for path, module in model.named_modules()
@@ -110,7 +115,7 @@ def _replace_products(model: nn.Module, collected: _Collected) -> None:
     }
     found = {path: products.found_in(module) for path, module in written.items()}
     if not any(found.values()):
-        if not any(is_overridden(module) for module in model.modules()):
+        if not parametrized and not any(is_overridden(module) for module in model.modules()):
             why = "no method names torch.sparse.mm and no attribute is sparse"
             collected.left.append(Left("", "sparse products", why))
         return
@@ -127,6 +132,11 @@ def _replace_products(model: nn.Module, collected: _Collected) -> None:
         collected.modules.append(module)
         where = ", ".join(found[path]) or "what its methods call"
         collected.replaced.append(Replaced(path, f"sparse products of {type(module).__name__} ({where})", "sparse_mm"))
+
+
+def _is_parametrized(module: nn.Module) -> bool:
+    """Whether torch's parametrizations hide a class with sparse products."""
+    return is_parametrized(module) and not is_overridden(module) and bool(products.found_in(module))
 
 
 def _inside(path: str, other: str) -> bool:

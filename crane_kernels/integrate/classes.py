@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -47,26 +48,41 @@ def _derived(cls: type[nn.Module], namespace: dict[str, Any]) -> Any:
 
 
 def is_overridden(module: nn.Module) -> bool:
-    """Whether ``module`` has methods from :func:`override`."""
-    return _AS_BUILT in vars(type(module))
+    """Whether ``module`` has methods from :func:`override`, if only by a class that was derived later."""
+    return any(_AS_BUILT in vars(cls) for cls in type(module).__mro__)
 
 
 def restore(module: nn.Module) -> None:
-    """Give ``module`` the class back that it had before :func:`override`."""
-    if is_overridden(module):
-        module.__class__ = getattr(type(module), _AS_BUILT)
+    """Give ``module`` the class back that it had before :func:`override`.
+
+    A class that others derived since, as torch's parametrizations do for one module, stays, with the class as built in
+    the place of ours.
+    """
+    _strip(module)
+
+
+def _strip(module: nn.Module) -> Callable[[], None]:
+    """:func:`restore`, and what takes it back."""
+    for derived in type(module).__mro__:
+        if _AS_BUILT in vars(derived):
+            module.__class__ = getattr(derived, _AS_BUILT)
+            return partial(setattr, module, "__class__", derived)
+        bases = derived.__bases__
+        if any(_AS_BUILT in vars(base) for base in bases):
+            derived.__bases__ = tuple(vars(base).get(_AS_BUILT, base) for base in bases)
+            return partial(setattr, derived, "__bases__", bases)
+    return lambda: None
 
 
 @contextmanager
 def as_built(module: nn.Module) -> Iterator[nn.Module]:
     """Within the block, ``module`` has its own class again."""
     with _changing:
-        cls = type(module)
-        restore(module)
+        take_back = _strip(module)
         try:
             yield module
         finally:
-            module.__class__ = cls
+            take_back()
 
 
 def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
@@ -75,6 +91,10 @@ def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
 
 
 def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    if _AS_BUILT not in vars(type(self)):  # a parametrized module: it has no reduced form, and is copied as torch does
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
     with as_built(self):
         copied = copy.deepcopy(self, memo)
     copied.__class__ = type(self)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from models import CrossModalAttention, LightGCN, authors_model, batch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import crane_kernels
 from crane_kernels import accelerate, accelerated
@@ -319,6 +320,44 @@ def test_wrapped_by_data_parallel(served: list[Tensor]) -> None:
     assert served
     replica = model._replicate_for_data_parallel()
     assert type(replica) is type(model)
+
+
+class Half(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+def with_own_parameter() -> nn.Module:
+    model = authors_model(swapped=False)
+    model.weight = nn.Parameter(torch.ones(3))
+    return model
+
+
+def test_parametrized_afterwards(served: list[Tensor]) -> None:
+    model = with_own_parameter()
+    built = type(model)
+    report = accelerate(model)
+    parametrize.register_parametrization(model, "weight", Half())
+    assert accelerate(model).replaced == ()
+    for accelerated_model in (model, copy.deepcopy(model)):
+        served.clear()
+        accelerated_model.calculate_loss(batch(0))
+        assert served
+        assert accelerated_model.weight.tolist() == [0.5] * 3
+    report.undo()
+    served.clear()
+    model.calculate_loss(batch(0))
+    assert not served
+    parametrize.remove_parametrizations(model, "weight")
+    assert type(model) is built
+
+
+def test_parametrized_before_is_left_and_said(served: list[Tensor]) -> None:
+    model = with_own_parameter()
+    parametrize.register_parametrization(model, "weight", Half())
+    assert "sparse products: it is parametrized" in str(accelerate(model))
+    model.calculate_loss(batch(0))
+    assert not served
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["modalities", "items"])
