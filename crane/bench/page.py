@@ -56,7 +56,8 @@ def write_page(runs: Sequence[Results], folder: Path) -> Path:
     results = merged(runs)
     folder.mkdir(parents=True, exist_ok=True)
     groups = results.by_title()
-    largest = [rows[-1] for rows in groups.values() if rows[-1].peers]
+    compared = [[row for row in rows if row.peers] for rows in groups.values()]
+    largest = [rows[-1] for rows in compared if rows]
     limited = [rows[-1] for rows in groups.values() if rows[-1].fraction is not None]
     pictures: list[Picture] = []
 
@@ -66,7 +67,7 @@ def write_page(runs: Sequence[Results], folder: Path) -> Path:
 
     parts = [_machine(results), _EXPLANATION]
     if largest:
-        parts += ['<h2 id="overview">Speed-up at the largest scale</h2><div class="narrow">']
+        parts += ['<h2 id="overview">Speed-up at the largest scale with peers</h2><div class="narrow">']
         parts += [figure(overview_picture(largest)), "</div>", _overview_table(largest)]
     if limited:
         parts += ['<h2 id="limits">Fraction of the machine\'s limits</h2><div class="narrow">']

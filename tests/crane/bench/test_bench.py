@@ -165,6 +165,14 @@ def test_a_peer_that_ran_once_is_not_said_to_be_missing(tmp_path: Path) -> None:
     assert row.not_run == {"torch_sparse": "not installed"}
 
 
+def test_overview_shows_the_largest_scale_that_has_peers(tmp_path: Path) -> None:
+    runs = [load(write(tmp_path / "results.json", [entry("baby"), entry("elec", peers={})]))]
+    page = write_page(runs, tmp_path / "report").read_text(encoding="utf-8")
+    overview = page[page.index('id="overview"') : page.index('id="limits"')]
+    assert "spmm, forward, baby" in overview
+    assert "spmm, forward, elec" not in overview
+
+
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     bare = entry("baby", peak_bytes=None, peers={}, fraction=None, bound=None)
     page = write_page([load(write(tmp_path / "results.json", [bare]))], tmp_path / "report").read_text(encoding="utf-8")
