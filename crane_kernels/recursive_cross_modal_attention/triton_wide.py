@@ -351,7 +351,6 @@ def row_gradients(
     """The gradient of X."""
     result = torch.empty_like(x)
     n, modalities, d = x.shape
-
     grid = max(1, triton.cdiv(n, BLOCK)), modalities * triton.cdiv(d, BLOCK)
     wrap_triton(rca_wide_row_gradients_kernel)[grid](
         x, grad, grad_attended, mixed, mixing, shift, result, n, **constants(x)
