@@ -11,7 +11,7 @@ namespace crane {
 
 namespace {
 
-constexpr int64_t kChunks = 4;  // of the queries of a head: each sums the gradients of keys and values by itself
+constexpr int64_t kChunks = 4;  // of a head: forward's of queries, backward's of keys, which sum the queries' gradients
 
 void check(const Tensor& x, const Tensor& like, int64_t dimensions) {
   STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == dimensions,
@@ -35,7 +35,7 @@ struct Slices {
   const Tensor& tensor;
 };
 
-// Calls f(slice, chunk, begin, end) for chunks of the queries of each slice, whatever the number of threads.
+// Calls f(slice, chunk, begin, end) for chunks of the n rows of each slice, whatever the number of threads.
 template <typename F>
 void for_chunks(int64_t slices, int64_t n, const F& f) {
   const int64_t rows = (n + kChunks - 1) / kChunks;
@@ -81,24 +81,28 @@ std::tuple<Tensor, Tensor, Tensor> items_attention_backward(const Tensor& grad_i
   Tensor grad_query = result(), grad_key = result(), grad_value = result();
   const ItemsAttentionTable& kernel = items_attention_table();
   const Slices queries(query), keys(key), values(value), grads(grad);
-  float* into = grad_query.mutable_data_ptr<float>();
   const float *out = output.const_data_ptr<float>(), *sum = log_sum.const_data_ptr<float>();
-  const int64_t size = kernel.sums(n, width);
-  const auto sums = std::make_unique_for_overwrite<float[]>(batch * heads * kChunks * size);
+  float *of_key = grad_key.mutable_data_ptr<float>(), *of_value = grad_value.mutable_data_ptr<float>();
+  const int64_t size = n * width;
+  const auto parts = std::make_unique_for_overwrite<float[]>(batch * heads * kChunks * size);
   for_chunks(batch * heads, n, [&](int64_t slice, int64_t chunk, int64_t begin, int64_t end) {
     ItemsAttentionArgs args{queries(slice), keys(slice), values(slice), n, width, 1 / std::sqrt(float(width))};
-    args.output = const_cast<float*>(out) + slice * n * width;
+    args.output = const_cast<float*>(out) + slice * size;
     args.log_sum = const_cast<float*>(sum) + slice * n;
     args.grad = grads(slice);
-    args.grad_query = into + slice * n * width;
+    args.grad_key = of_key + slice * size;
+    args.grad_value = of_value + slice * size;
     const auto scratch = std::make_unique_for_overwrite<float[]>(kernel.scratch(n, width));
-    kernel.backward(args, begin, end, scratch.get(), sums.get() + (slice * kChunks + chunk) * size);
+    kernel.backward(args, begin, end, scratch.get(), parts.get() + (slice * kChunks + chunk) * size);
   });
-  float* results[] = {grad_key.mutable_data_ptr<float>(), grad_value.mutable_data_ptr<float>()};
-  parallel_tasks(2 * batch * heads, [&](int64_t task) {
-    const int64_t slice = task / 2, which = task % 2;
-    kernel.total(sums.get() + slice * kChunks * size, kChunks, n, width, int(which),
-                 results[which] + slice * n * width);
+  float* of_query = grad_query.mutable_data_ptr<float>();
+  parallel_tasks(batch * heads, [&](int64_t slice) {
+    const float* part = parts.get() + slice * kChunks * size;
+    for (int64_t i = 0; i < size; ++i) {
+      float total = part[i];
+      for (int64_t chunk = 1; chunk < kChunks; ++chunk) total += part[chunk * size + i];
+      of_query[slice * size + i] = total;
+    }
   });
   return {grad_query, grad_key, grad_value};
 }

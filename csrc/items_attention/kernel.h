@@ -24,22 +24,19 @@ struct ItemsAttentionArgs {
   // scores.
   float* output = nullptr;
   float* log_sum = nullptr;
-  // Backward.
-  Rows grad{};                  // of the output
-  float* grad_query = nullptr;  // dense n x width
+  // Backward. The gradients are dense n x width.
+  Rows grad{};  // of the output
+  float* grad_key = nullptr;
+  float* grad_value = nullptr;
 };
 
 struct ItemsAttentionTable {
-  // Floats of scratch that either function needs for n keys of this width.
+  // Floats of scratch that either function needs for n queries and keys of this width.
   int64_t (*scratch)(int64_t n, int64_t width);
-  // Floats of the sums that backward adds to: gradients of the keys, then of the values.
-  int64_t (*sums)(int64_t n, int64_t width);
   // For the queries [begin, end).
   void (*forward)(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float* scratch);
-  // The same; writes to `sums` what these queries add to the gradients of keys and values.
-  void (*backward)(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float* scratch, float* sums);
-  // The gradients of the keys (which = 0) or of the values (1), dense n x width, of `chunks` sums after each other.
-  void (*total)(const float* sums, int64_t chunks, int64_t n, int64_t width, int which, float* out);
+  // For the keys [begin, end): their gradients, and to `grad_query`, dense n x width, their part of the queries'.
+  void (*backward)(const ItemsAttentionArgs& args, int64_t begin, int64_t end, float* scratch, float* grad_query);
 };
 
 CRANE_KERNEL_TABLE(ItemsAttentionTable, items_attention_table)
