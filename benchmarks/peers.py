@@ -89,7 +89,8 @@ def compiled(function: Function) -> Function:
 def run(function: Function | str, inputs: tuple[Tensor, ...], case: str = FORWARD) -> Peer:
     """Call ``function`` with ``inputs``; with ``BACKWARD`` also find the gradients of those that require them.
 
-    A reason in place of the function stays a reason.
+    The gradient of the result is ones, made by the first call: in training, what follows gives it. A reason in place of
+    the function stays a reason.
     """
     if isinstance(function, str):
         return function
@@ -97,10 +98,13 @@ def run(function: Function | str, inputs: tuple[Tensor, ...], case: str = FORWAR
         inputs = tuple(x.detach() for x in inputs)
         return lambda: function(*inputs)
     wanted = [x for x in inputs if x.requires_grad]
+    gradients: list[Tensor] = []
 
     def forward_and_backward() -> tuple[Tensor, ...]:
         result = function(*inputs)
-        return result.detach(), *torch.autograd.grad(result, wanted, torch.ones_like(result))
+        if not gradients:
+            gradients.append(torch.ones_like(result))
+        return result.detach(), *torch.autograd.grad(result, wanted, gradients)
 
     return forward_and_backward
 

@@ -17,8 +17,8 @@ What a program reads again it has read or written before, at most its chunk ago:
 the features of all chunks fit it. Beside them, 2 N M d and the sums go through memory in a pass and, as relu(U) and dU
 are kept on the way, (7 + M) N M d in backward.
 
-Nothing spills at the widths of the compile matrix, nor at d = 100. At odd widths, whose rows are loaded an element at a
-time, a thread may spill some registers: 160 bytes at d = 65 in float32 are the most seen.
+Nothing spills at the widths of the compile matrix, nor at d = 100. At d = 65 and 255 nothing does on CUDA's chips; on
+gfx942 the pass spills a few scalar registers at d = 65 in bfloat16.
 """
 
 from __future__ import annotations
@@ -48,15 +48,17 @@ def served(dtype: torch.dtype, width: int, narrowest: int = 65) -> list[dict[str
 @triton.jit
 def product(
     left, left_rows, left_stride, right, right_stride, right_columns, rows_inside, columns_inside, depth, total,
-    KIND: tl.constexpr, PRECISION: tl.constexpr, BYTES: tl.constexpr,
+    KIND: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
     """A tile of ``total`` + L @ R with an inner dimension of ``depth``, both rounded to KIND as they are loaded.
 
     L[i, k] is at left + left_rows[i] + k left_stride, R[k, j] at right + k right_stride + right_columns[j]. BYTES of
-    each row of L and column of R are multiplied at a time.
+    each row of L and column of R are multiplied at a time. Rows of the features whose length is no multiple of 4 are
+    loaded an element at a time, whose addresses would fill the registers: then fewer of them, and none ahead.
     """
-    together: tl.constexpr = BYTES * 8 // KIND.primitive_bitwidth
-    for start in tl.range(0, depth, together):
+    even: tl.constexpr = WIDTH % 4 == 0
+    together: tl.constexpr = BYTES * 8 // KIND.primitive_bitwidth if even else 16
+    for start in tl.range(0, depth, together, num_stages=None if even else 1):
         inner = start + tl.arange(0, together)
         rows = tl.load(
             left + left_rows[:, None] + inner[None, :] * left_stride,
@@ -96,7 +98,7 @@ def add_up(
                     block = tl.zeros((BLOCK, BLOCK), tl.float32)
                     block = product(
                         x + m * WIDTH, a + place, total, x + other * WIDTH, total, b + place,
-                        a + place < WIDTH, b + place < WIDTH, rows, block, x.dtype.element_ty, PRECISION, BYTES,
+                        a + place < WIDTH, b + place < WIDTH, rows, block, x.dtype.element_ty, WIDTH, PRECISION, BYTES,
                     )  # fmt: skip
                     inside = (a + place < WIDTH)[:, None] & (b + place < WIDTH)[None, :]
                     tl.store(gram + (a + place)[:, None] * WIDTH + (b + place)[None, :], block, mask=inside)
@@ -166,7 +168,7 @@ def rca_wide_pass_kernel(
                 mixer = tl.zeros((BLOCK, BLOCK), tl.float32)
                 mixer = product(
                     w_attend + m * size, (a + place) * WIDTH, 1, correlation + m * size, WIDTH, b + place,
-                    a + place < WIDTH, b + place < WIDTH, WIDTH, mixer, kind, PRECISION, BYTES,
+                    a + place < WIDTH, b + place < WIDTH, WIDTH, mixer, kind, WIDTH, PRECISION, BYTES,
                 ).to(kind)  # fmt: skip
                 inside = (a + place < WIDTH)[:, None] & (b + place < WIDTH)[None, :]
                 square = (a + place)[:, None] * WIDTH + (b + place)[None, :]
@@ -181,8 +183,8 @@ def rca_wide_pass_kernel(
                 columns = b + place
                 attended = tl.zeros((BLOCK, BLOCK), tl.float32)
                 attended = product(
-                    x, row, 1, mixers, WIDTH, columns, row_inside, columns < WIDTH, WIDTH, attended, kind, PRECISION,
-                    BYTES,
+                    x, row, 1, mixers, WIDTH, columns, row_inside, columns < WIDTH, WIDTH, attended, kind, WIDTH,
+                    PRECISION, BYTES,
                 )  # fmt: skip
                 inside = row_inside[:, None] & (columns < WIDTH)[None, :]
                 attended = tl.maximum(attended, 0.0).to(kind)
@@ -195,7 +197,7 @@ def rca_wide_pass_kernel(
                 new = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
                 new = product(
                     hidden, place * WIDTH, 1, w_out + m * size, WIDTH, columns, row_inside, columns < WIDTH, WIDTH, new,
-                    kind, PRECISION, BYTES,
+                    kind, WIDTH, PRECISION, BYTES,
                 )  # fmt: skip
                 tl.store(result + offsets, new.to(kind), mask=inside)
             tl.debug_barrier()
@@ -243,13 +245,13 @@ def rca_wide_weight_gradients_kernel(
             attended = tl.zeros((BLOCK, BLOCK), tl.float32)
             attended = product(
                 x, row, 1, mixed + m * size, WIDTH, columns, row_inside, columns < WIDTH, WIDTH, attended, kind,
-                PRECISION, BYTES,
+                WIDTH, PRECISION, BYTES,
             )  # fmt: skip
             tl.store(hidden + offsets, tl.maximum(attended, 0.0).to(kind), mask=inside)
             above = tl.zeros((BLOCK, BLOCK), tl.float32)
             above = product(
                 grad, row, 1, w_out + m * size, 1, columns * WIDTH, row_inside, columns < WIDTH, WIDTH, above, kind,
-                PRECISION, BYTES,
+                WIDTH, PRECISION, BYTES,
             )  # fmt: skip
             tl.store(grad_attended + offsets, tl.where(attended > 0, above, 0.0).to(kind), mask=inside)
     tl.debug_barrier()
@@ -262,12 +264,12 @@ def rca_wide_weight_gradients_kernel(
             block = tl.zeros((BLOCK, BLOCK), tl.float32)
             grad_mixed = product(
                 grad_attended, a + place, total, x, total, b + place, a + place < WIDTH, b + place < WIDTH, rows, block,
-                kind, PRECISION, BYTES,
+                kind, WIDTH, PRECISION, BYTES,
             )  # fmt: skip
             tl.store(mixed_parts + square, grad_mixed, mask=inside)
             grad_out = product(
                 hidden, a + place, total, grad, total, b + place, a + place < WIDTH, b + place < WIDTH, rows, block,
-                kind, PRECISION, BYTES,
+                kind, WIDTH, PRECISION, BYTES,
             )  # fmt: skip
             tl.store(out_parts + square, grad_out, mask=inside)
 
@@ -301,11 +303,12 @@ def rca_wide_row_gradients_kernel(
     new += tl.load(shift + m * WIDTH + columns, mask=columns < WIDTH, other=0.0)[None, :]
     new = product(
         grad_attended + first * total + m * WIDTH, row, 1, mixed + m * WIDTH * WIDTH, 1, columns * WIDTH, row_inside,
-        columns < WIDTH, WIDTH, new, kind, PRECISION, BYTES,
+        columns < WIDTH, WIDTH, new, kind, WIDTH, PRECISION, BYTES,
     )  # fmt: skip
     new = product(
-        x, row, 1, mixing + m * WIDTH, total, columns, row_inside, columns < WIDTH, total, new, kind, PRECISION, BYTES
-    )
+        x, row, 1, mixing + m * WIDTH, total, columns, row_inside, columns < WIDTH, total, new, kind, WIDTH, PRECISION,
+        BYTES,
+    )  # fmt: skip
     tl.store(result + offsets, new.to(kind), mask=inside)
 
 
