@@ -28,6 +28,7 @@ added atomically: results repeat.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -210,16 +211,22 @@ def constants(width: int, tokens: int, heads: int, biased: bool, out_biased: boo
     }  # fmt: skip
 
 
+def heads_of(width: int) -> int:
+    """For the compile matrix: four heads of a power of two."""
+    return math.gcd(width, 60)
+
+
 def forward_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
     """For the compile matrix."""
     arguments = dict.fromkeys(("tokens", "in_weight", "in_bias", "out_weight", "out_bias", "result"), "*x")
     arguments |= {"n": "i32", "chunk": "i32", "scale": "fp32"}
+    heads = heads_of(width)
     precisions = ("ieee", "tf32") if dtype == torch.float32 else ("ieee",)
     return [
-        arguments | constants(width, tokens, 4, True, True) | {"PRECISION": precision}
+        arguments | constants(width, tokens, heads, True, True) | {"PRECISION": precision}
         for precision in precisions
         for tokens in (2, 4)
-        if fits(dtype, width, tokens, 4)
+        if fits(dtype, width, tokens, heads)
     ]
 
 
@@ -259,14 +266,16 @@ def modality_attention_fwd_kernel(
 def between_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
     """For the compile matrix: what both kernels between the products take."""
     arguments = dict.fromkeys(("projected", "context"), "*x") | {"n": "i32", "scale": "fp32"}
-    return [arguments | between_constants(width, tokens, 4) for tokens in (2, 4)]
+    return [arguments | between_constants(width, tokens, heads_of(width)) for tokens in (2, 4)]
 
 
 def between_constants(width: int, tokens: int, heads: int) -> dict[str, int]:
     """The compile-time constants of the kernels between the products."""
     places, place = padded_heads(width, heads)
+    # The places of padded heads are computed an element at a time, which takes registers.
+    tile = TILE if places == width else TILE // 2
     return {
-        "TOKENS": tokens, "WIDTH": width, "HEADS": heads, "C": places, "E": place, "BLOCK": max(1, TILE // places),
+        "TOKENS": tokens, "WIDTH": width, "HEADS": heads, "C": places, "E": place, "BLOCK": max(1, tile // places),
     }  # fmt: skip
 
 

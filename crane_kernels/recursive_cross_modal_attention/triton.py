@@ -112,7 +112,7 @@ def served(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
     """For the compile matrix: the constants of each kernel, with as many modalities as :func:`refuses` lets pass."""
     most = max((count for count in range(1, 5) if fits(count, width)), default=0)
     precisions = ("ieee", "tf32") if dtype == torch.float32 else ("ieee",)
-    sizes = {"MODALITIES": most, "WIDTH": width, "D": width}
+    sizes = {"MODALITIES": most, "WIDTH": width, "D": padded(width)}
     return [sizes | {"PRECISION": precision} for precision in precisions if most]
 
 
@@ -294,7 +294,7 @@ def rca_correlation_kernel(
         bias = tl.load(b_joint + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
         scores = product(
             gram, rows * total, 1, w_joint, WIDTH, columns, row_inside, columns < WIDTH, total,
-            column_sums * bias[None, :], tl.float32, PRECISION, BYTES,
+            column_sums * bias[None, :], tl.float32, WIDTH, PRECISION, BYTES,
         )  # fmt: skip
         inside = row_inside[:, None] & (columns < WIDTH)[None, :]
         offsets = m * size + rows[:, None] * WIDTH + columns[None, :]
@@ -384,7 +384,7 @@ def rca_correlation_gradient_kernel(
         columns = start + place
         crossed = product(
             grad_mixed + m * size, rows * WIDTH, 1, w_attend + m * size, WIDTH, columns, row_inside, columns < WIDTH,
-            WIDTH, tl.zeros((ROWS, TILE), tl.float32), tl.float32, PRECISION, BYTES,
+            WIDTH, tl.zeros((ROWS, TILE), tl.float32), tl.float32, WIDTH, PRECISION, BYTES,
         )  # fmt: skip
         inside = row_inside[:, None] & (columns < WIDTH)[None, :]
         transposed = m * size + columns[None, :] * WIDTH + rows[:, None]
@@ -436,23 +436,23 @@ def rca_moments_gradient_kernel(
     nothing = tl.zeros((ROWS, TILE), tl.float32)
     mixed = product(
         grad_scores + m * size, rows * WIDTH, 1, w_joint + other * size, 1, columns * WIDTH, row_inside, column_inside,
-        WIDTH, nothing, tl.float32, PRECISION, BYTES,
+        WIDTH, nothing, tl.float32, WIDTH, PRECISION, BYTES,
     )  # fmt: skip
     mixed = product(
         w_joint + m * size, rows * WIDTH, 1, grad_scores + other * size, 1, columns * WIDTH, row_inside, column_inside,
-        WIDTH, mixed, tl.float32, PRECISION, BYTES,
+        WIDTH, mixed, tl.float32, WIDTH, PRECISION, BYTES,
     )  # fmt: skip
     tl.store(mixing + (m * WIDTH + rows[:, None]) * total + other * WIDTH + columns[None, :], mixed, mask=inside)
     if other == 0:
         offsets = m * size + rows[:, None] * WIDTH + columns[None, :]
         joint = product(
             gram + m * WIDTH * total, rows * total, 1, grad_scores, WIDTH, columns, row_inside, column_inside, total,
-            nothing, tl.float32, PRECISION, BYTES,
+            nothing, tl.float32, WIDTH, PRECISION, BYTES,
         )  # fmt: skip
         store_sum(grad_joint, above_joint, offsets, inside, joint, FIRST)
         attend = product(
             grad_mixed + m * size, rows, WIDTH, correlation + m * size, 1, columns * WIDTH, row_inside, column_inside,
-            WIDTH, nothing, tl.float32, PRECISION, BYTES,
+            WIDTH, nothing, tl.float32, WIDTH, PRECISION, BYTES,
         )  # fmt: skip
         store_sum(grad_attend, above_attend, offsets, inside, attend, FIRST)
     if tl.program_id(1) == 0:

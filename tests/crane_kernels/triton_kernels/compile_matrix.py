@@ -45,7 +45,7 @@ MATRIX_INSTRUCTIONS = {
     "hip:gfx942": r"v_mfma",
 }
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-WIDTHS = (16, 32, 64, 128, 256)
+WIDTHS = (16, 32, 33, 64, 100, 128, 255, 256)
 POINTER_OR_SCALAR = re.compile(r"\*?(x|[iu](1|8|16|32|64)|fp(16|32|64)|bf16)")
 
 
