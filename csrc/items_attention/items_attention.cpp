@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor> items_attention(const Tensor& query_in, const Tensor&
     ItemsAttentionArgs args{queries(slice), keys(slice), values(slice), n, width, 1 / std::sqrt(float(width))};
     args.output = out + slice * n * width;
     args.log_sum = sum + slice * n;
-    const auto scratch = std::make_unique_for_overwrite<float[]>(kernel.scratch(n, width));
+    const auto scratch = std::make_unique_for_overwrite<float[]>(kernel.scratch(end - begin, width));
     kernel.forward(args, begin, end, scratch.get());
   });
   return {output, log_sum};

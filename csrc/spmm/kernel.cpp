@@ -21,6 +21,11 @@ constexpr int kMaxVectors = 8;
 constexpr int64_t kAhead = 16;
 constexpr int kPair = 128;
 
+// From how many bytes of y on its rows pass the caches by: reading lines only to overwrite them, and giving them the
+// place of rows of x, costs more than the next reader of y saves. Measured, spmm on Amazon Baby's graph takes 10 %
+// less, and so does propagate, whose layers read what the one before wrote.
+constexpr int64_t kStreamedBytes = 4 << 20;
+
 template <typename T>
 constexpr int kWidest = kVectorBytes / static_cast<int>(sizeof(Accumulator<T>));
 
@@ -103,7 +108,7 @@ inline void all_columns(int64_t width, const F& f) {
   columns<1>(width, f);
 }
 
-template <typename T>
+template <typename T, bool kStream = false>
 struct StoreRow {
   const T* base;
   T* y;
@@ -120,7 +125,11 @@ struct StoreRow {
   template <int kWidth>
   inline void operator()(int64_t column, typename Lanes<T, kWidth>::type sum) const {
     if (base != nullptr) sum += Lanes<T, kWidth>::load(base + column);
-    Lanes<T, kWidth>::store(y + column, scale * sum);
+    if constexpr (kStream) {
+      stream(y + column, scale * sum);
+    } else {
+      Lanes<T, kWidth>::store(y + column, scale * sum);
+    }
   }
 };
 
@@ -143,7 +152,7 @@ struct SumColumns {
   }
 };
 
-template <typename T, typename Index>
+template <typename T, typename Index, bool kStream = false>
 struct SumRows {
   const SpmmArgs<T, Index>& args;
   int64_t begin, end;
@@ -152,7 +161,8 @@ struct SumRows {
     const int64_t last = args.rowptr[end];
     for (int64_t k = begin; k < end; ++k) {
       const int64_t first = args.rowptr[k], next = args.rowptr[k + 1];
-      sum_block<kWidth, kVectors>(edges_of(args, first, next, last), column, StoreRow<T>(args, k, next - first));
+      sum_block<kWidth, kVectors>(edges_of(args, first, next, last), column,
+                                  StoreRow<T, kStream>(args, k, next - first));
     }
   }
 };
@@ -162,6 +172,13 @@ void rows(const SpmmArgs<T, Index>& args, int64_t begin, int64_t end) {
   constexpr int kWide = kWidest<T>;
   const int64_t vectors = args.width / kWide;
   if (args.width % kWide == 0 && vectors <= kMaxVectors) {  // one block: chosen once for all rows
+    if constexpr (kStreams && sizeof(T) == sizeof(Accumulator<T>)) {
+      const bool aligned = reinterpret_cast<uintptr_t>(args.y) % kVectorBytes == 0;
+      if (aligned && args.n_rows * args.width * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes) {
+        block_of<kWide, kMaxVectors>(static_cast<int>(vectors), 0, SumRows<T, Index, true>{args, begin, end});
+        return finish_streams();
+      }
+    }
     return block_of<kWide, kMaxVectors>(static_cast<int>(vectors), 0, SumRows<T, Index>{args, begin, end});
   }
   const int64_t last = args.rowptr[end];

@@ -188,6 +188,23 @@ def test_more_than_2_to_the_31_elements() -> None:
     assert not grad[2**25 + 1 : -1].any()
 
 
+@pytest.mark.parametrize(("width", "dtype"), [(64, torch.float32), (8, torch.float32), (20, torch.float64)])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.usefixtures("compiled", "nan_filled_memory")
+def test_large_results_that_pass_the_caches_by(reduce: Any, width: int, dtype: torch.dtype) -> None:
+    n = 2**22 // (width * dtype.itemsize) + 5  # a little more than 4 MiB
+    value, graph = learned(random_graph(n, n, 3 * n, hub_edges=5000), dtype)
+    x, direction = torch.randn(2, n, width, dtype=dtype)
+    x.requires_grad_()
+    rows = torch.arange(0, n, 3)  # too few to pass them by
+    y = spmm(graph, x, None, reduce, implementation="cpp")
+    assert torch.equal(y[rows], spmm(graph, x, rows, reduce, implementation="cpp"))
+    truth = spmm(graph, x, None, reduce, implementation="reference")
+    torch.testing.assert_close(y, truth, atol=1e-3, rtol=1e-5)  # sums of thousands in two orders
+    for found, expected in zip(*(torch.autograd.grad(z, (x, value), direction) for z in (y, truth)), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 @instruction_sets.unless_named
 @instruction_sets.each
 @pytest.mark.usefixtures("compiled")
@@ -195,7 +212,7 @@ def test_every_instruction_set(isa: str) -> None:
     instruction_sets.passes(
         isa,
         __file__,
-        "(matches and (64 or 65 or 9)) or bits or conversions or every_width or (reductions and square)",
+        "(matches and (64 or 65 or 9)) or bits or conversions or every_width or large or (reductions and square)",
     )
 
 
