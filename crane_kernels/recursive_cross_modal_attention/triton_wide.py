@@ -17,8 +17,8 @@ What a program reads again it has read or written before, at most its chunk ago:
 the features of all chunks fit it. Beside them, 2 N M d and the sums go through memory in a pass and, as relu(U) and dU
 are kept on the way, (7 + M) N M d in backward.
 
-Nothing spills at the widths of the compile matrix, nor at d = 100. At d = 65 and 255 nothing does on CUDA's chips; on
-gfx942 the pass spills a few scalar registers at d = 65 in bfloat16.
+Nothing spills at the widths of the compile matrix. At d = 65 nothing does on CUDA's chips; on gfx942 the pass spills a
+few scalar registers in bfloat16.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def product(
     each row of L and column of R are multiplied at a time. Rows of the features whose length is no multiple of 4 are
     loaded an element at a time, whose addresses would fill the registers: then fewer of them, and none ahead.
     """
-    even: tl.constexpr = WIDTH % 4 == 0
-    together: tl.constexpr = BYTES * 8 // KIND.primitive_bitwidth if even else 16
-    for start in tl.range(0, depth, together, num_stages=None if even else 1):
+    aligned: tl.constexpr = WIDTH % 4 == 0
+    together: tl.constexpr = BYTES * 8 // KIND.primitive_bitwidth if aligned else 16
+    for start in tl.range(0, depth, together, num_stages=None if aligned else 1):
         inner = start + tl.arange(0, together)
         rows = tl.load(
             left + left_rows[:, None] + inner[None, :] * left_stride,

@@ -44,7 +44,7 @@ inline void finish_streams() { _mm_sfence(); }
 #else
 constexpr bool kStreams = false;
 template <typename V>
-inline void stream(void*, V) {}
+void stream(void*, V) = delete;
 inline void finish_streams() {}
 #endif
 

@@ -141,13 +141,14 @@ inline void fill(float* scores, int64_t begin, int64_t end, float value) {
   }
 }
 
-// Parts of the scratch, one after the other: of a block of keys, of a few queries, of all queries.
+// Parts of the scratch, one after the other, and how many floats they take: of a block of keys, of a few queries, of
+// all queries.
 struct Parts {
   Parts(float* scratch, int64_t queries, int64_t width) {
-    const int64_t count = rounded_up(queries, kQueries), padded = padded_width(width);
-    const auto take = [&](int64_t size) {
-      float* taken = scratch;
-      scratch += size;
+    const int64_t rounded = rounded_up(queries, kQueries), padded = padded_width(width);
+    const auto take = [&](int64_t count) {
+      float* taken = scratch == nullptr ? nullptr : scratch + size;
+      size += count;
       return taken;
     };
     key_panels = take(kBlock * width);
@@ -157,16 +158,15 @@ struct Parts {
     grad_value = take(kBlock * padded);
     scores = take(kQueries * kBlock);
     grad_scores = take(kQueries * kBlock);
-    query = take(count * padded);
-    grad = take(count * padded);
-    result = take(count * padded);
-    largest = take(count);
-    sum = take(count);
-    size = scratch - key_panels;
+    query = take(rounded * padded);
+    grad = take(rounded * padded);
+    result = take(rounded * padded);
+    largest = take(rounded);
+    sum = take(rounded);
   }
   float *key_panels, *value_panels, *rows, *grad_key, *grad_value, *scores, *grad_scores, *query, *grad, *result,
       *largest, *sum;
-  int64_t size;
+  int64_t size = 0;
 };
 
 int64_t scratch(int64_t n, int64_t width) { return Parts(nullptr, n, width).size; }

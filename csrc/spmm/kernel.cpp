@@ -22,8 +22,8 @@ constexpr int64_t kAhead = 16;
 constexpr int kPair = 128;
 
 // From how many bytes of y on its rows pass the caches by: reading lines only to overwrite them, and giving them the
-// place of rows of x, costs more than the next reader of y saves. Measured, spmm on Amazon Baby's graph takes 10 %
-// less, and so does propagate, whose layers read what the one before wrote.
+// place of rows of x, costs more than the next reader of y saves. Measured on Amazon Baby's graph, spmm with its
+// gradient takes 4 to 8 % less, and propagate, whose layers read what the one before wrote, 12 to 22 %.
 constexpr int64_t kStreamedBytes = 4 << 20;
 
 template <typename T>

@@ -2,10 +2,8 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 
+import address_space
 import numpy as np
 import pytest
 import torch
@@ -102,28 +100,23 @@ def test_wide_features_go_to_the_reference():
 
 
 MEMORY = """
-import ctypes, re, torch
-from pathlib import Path
+import torch
 from crane_kernels import knn_graph
 from crane_kernels.knn_graph import reference
-def status(name):
-    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 reference.BLOCK_ENTRIES, reference.CHUNK_ENTRIES = 2**17, 2**20
 features = torch.randn(500, 65536)
 knn_graph(features[:20], 10)
-ctypes.CDLL(None).malloc_trim(0)
-before = status("VmSize")  # address space, which is the same in every run: resident pages are counted late
-knn_graph(features, 10)
-print(status("VmPeak") - before)
+def run():
+    knn_graph(features, 10)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is Linux's to tell")
+@address_space.measured
 def test_memory_is_that_of_the_features_in_int32_and_of_blocks():
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # each further thread reserves address space of its own
-    done = subprocess.run([sys.executable, "-P", "-c", MEMORY], capture_output=True, text=True, check=True, env=alone)
     features, blocks, of_blas = 4 * 500 * 65536, 8 * (2**17 + 2 * 2**20), 2**26
-    assert int(done.stdout) < features + blocks + of_blas < 2 * features  # what a float64 copy alone would take
+    assert (
+        address_space.taken(MEMORY) < features + blocks + of_blas < 2 * features
+    )  # what a float64 copy alone would take
 
 
 def test_zero_rows_have_only_themselves_and_are_nobodys_neighbours():

@@ -1,8 +1,6 @@
 """Modality attention against ``torch.nn.MultiheadAttention`` in float64, and its life under torch's tools."""
 
-import subprocess
-import sys
-
+import address_space
 import instruction_sets
 import pytest
 import torch
@@ -343,27 +341,19 @@ def test_items_never_fall_back_to_the_whole_matrix(allowed):
 
 
 MEMORY = """
-import re, sys, torch
-from pathlib import Path
+import torch
 from crane_kernels.nn import ModalityAttention
-def status(name):
-    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-torch.set_num_threads(1)  # each further thread reserves address space of its own
-attention, tokens = ModalityAttention(64, 4, axis="items"), torch.randn(int(sys.argv[1]), 2, 64, requires_grad=True)
+attention, tokens = ModalityAttention(64, 4, axis="items"), torch.randn(6000, 2, 64, requires_grad=True)
 attention(tokens[:100]).sum().backward()
-before = status("VmSize")  # address space, which is the same in every run: resident pages are counted late
-attention(tokens).sum().backward()
-print(status("VmPeak") - before)
+def run():
+    attention(tokens).sum().backward()
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is Linux's to tell")
+@address_space.measured
 def test_memory_of_items_is_no_square():
-    n = 6000
-    command = [sys.executable, "-P", "-c", MEMORY, str(n)]
-    kilobytes = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    inputs = n * 2 * 64 * 4 / 1024
-    assert kilobytes < 16 * inputs < n * n * 4 / 1024
+    inputs = 6000 * 2 * 64 * 4
+    assert address_space.taken(MEMORY) < 16 * inputs < 6000 * 6000 * 4
 
 
 @pytest.mark.parametrize("bias", [True, False])
