@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy.ctypeslib  # noqa: F401 (or safetensors imports it while the first file is written, where Ctrl-C is lost)
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file

@@ -6,11 +6,9 @@ import argparse
 import dataclasses
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
 
 from rich.console import Console
 
@@ -31,22 +29,46 @@ from crane.words import counted
 from crane_kernels.dispatch import UnavailableError
 
 
-class _Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM."""
+class _Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came; ``code`` is the exit code that says which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.code = 128 + number
 
 
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Within the block SIGTERM, by which batch systems end a job, interrupts as Ctrl-C does."""
+class _Signals:
+    """Within the block SIGTERM, by which batch systems end a job, interrupts as Ctrl-C does.
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated
+    An exception that a handler raises can be lost in the library that it strikes (numpy's while it is imported, a
+    callback of the garbage collector), so the signal is kept, and :meth:`check` raises it again.
+    """
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self) -> None:
+        self.came: int | None = None
+
+    def _stop(self, number: int, frame: FrameType | None) -> NoReturn:
+        self.came = number
+        raise _Interrupted(number)
+
+    def check(self) -> None:
+        """Raise what has come."""
+        if self.came is not None:
+            raise _Interrupted(self.came)
+
+    def __enter__(self) -> Self:
+        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        if self.before[signal.SIGINT] is not signal.default_int_handler:  # a shell's background job ignores it
+            del self.before[signal.SIGINT]
+        for number in self.before:
+            signal.signal(number, self._stop)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -55,27 +77,27 @@ def run(arguments: argparse.Namespace) -> int:
     with user_errors():
         operations()  # refuses those that CRANE_IMPLEMENTATION asks for and that cannot run
     try:
-        with _terminated_as_interrupted():
-            return _train(arguments, console)
-    except _Terminated:
+        with _Signals() as signals:
+            return _train(arguments, console, signals)
+    except _Interrupted as stop:
         print("interrupted", file=sys.stderr)
-        return 143
+        return stop.code
 
 
-def _train(arguments: argparse.Namespace, console: Console) -> int:
+def _train(arguments: argparse.Namespace, console: Console, signals: _Signals) -> int:
     trainer = _resumed(arguments, console) if arguments.resume is not None else _new(arguments, console)
     folder = trainer.folder
     say(console, trainer.dataset.describe())
     say(console, _headline(trainer))
     try:
-        state = trainer.fit()
+        state = trainer.fit(signals.check)
         write_report(folder, trainer.config, trainer.dataset, state)
-    except KeyboardInterrupt as stop:
+    except _Interrupted as stop:
         kept = folder.checkpoints.load_state()  # an epoch may have been written and not yet been noted
         done = 0 if kept is None else kept.epoch
         message = f"interrupted, {counted(done, 'epoch')} kept; continue with: crane train --resume {folder.path}"
         print(message, file=sys.stderr)
-        return 143 if isinstance(stop, _Terminated) else 130
+        return stop.code
     except DivergenceError as error:
         print(f"crane train: {error}", file=sys.stderr)
         return 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -96,8 +96,11 @@ class Trainer:
             self.folder.checkpoints.load_optimizer(state.epoch, self.model, self.optimizer)
         self.state = state
 
-    def fit(self) -> TrainingState:
+    def fit(self, check: Callable[[], None] = lambda: None) -> TrainingState:
         """Train until early stopping or the last epoch, then measure the test split once, with the best weights.
+
+        Args:
+            check: called before each step; what it raises ends the training, which can be continued.
 
         Raises:
             DivergenceError: the loss or a parameter became NaN or infinite.
@@ -110,7 +113,7 @@ class Trainer:
             with reproducible(self.config.training.threads), self.reporter:
                 self.reporter.start(self.config.training.epochs, len(self.sampler), self.state.epoch)
                 while self.state.finished is None:
-                    self._epoch(self.state.epoch + 1)
+                    self._epoch(self.state.epoch + 1, check)
                 if self.state.test is None or not self._is_exported():
                     self._finish()
         finally:
@@ -124,9 +127,9 @@ class Trainer:
             return False
         return True
 
-    def _epoch(self, number: int) -> None:
+    def _epoch(self, number: int, check: Callable[[], None]) -> None:
         started = time.perf_counter()
-        epoch = self._train(number)
+        epoch = self._train(number, check)
         trained = time.perf_counter()
         validation = self._validate(number)
         loss, *parts = epoch.values.double().mean(dim=0).tolist()
@@ -148,12 +151,13 @@ class Trainer:
         self.state = state
         self.reporter.epoch(record, training.metric, (state.best_epoch, state.best_value))
 
-    def _train(self, number: int) -> _Epoch:
+    def _train(self, number: int, check: Callable[[], None]) -> _Epoch:
         """One pass over the training pairs; losses wait for the device at its end alone."""
         self._begin(number)
         values: list[Tensor] = []
         names: tuple[str, ...] = ()
         for step, batch in enumerate(self.sampler.epoch(number, self.device)):
+            check()
             names, value = self._step(number, step, batch)
             values.append(value)
             self.reporter.step(value[0])

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -233,6 +234,21 @@ def test_interrupting_says_how_to_continue(tiny_data: Path, tmp_path: Path, numb
     assert f"continue with: crane train --resume {run}" in error
     state = RunFolder(run).checkpoints.load_state()
     assert state is None or re.search(rf"\b{state.epoch} epochs? kept; ", error)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_that_a_library_loses_ends_training_all_the_same(
+    crane: Crane, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    class Losing(LightGCN):
+        def begin_epoch(self, generator: np.random.Generator) -> None:
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+
+    monkeypatch.setitem(MODELS, "lightgcn", Losing)
+    result = crane("train", "--data", tiny_data, *SMALL, "training.epochs=3", "--output", "run")
+    assert result.code == code
+    assert result.err == "interrupted, 0 epochs kept; continue with: crane train --resume run\n"
 
 
 def test_divergence_is_one_sentence_and_exit_code_one(
