@@ -1,4 +1,4 @@
-"""Runs tests again under each instruction set of the compiled kernels."""
+"""Runs tests again under each instruction set of the compiled kernels but the one that is chosen by itself."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def passes(isa: str, file: str, chosen: str) -> None:
     """Require that the tests of ``file`` which ``-k chosen`` selects pass with that instruction set."""
     if isa not in extension.instruction_sets():
         pytest.skip(f"this build and processor do not run {isa}")
+    if isa == extension.instruction_set():
+        pytest.skip(f"{isa} is what this processor's tests run with anyway")
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", chosen]
     # The package under test, also where it is installed in place: pytest puts a folder of its name first in the path.
     installed = str(Path(extension.__file__).parents[1])
