@@ -22,7 +22,7 @@ Peer = Run | str  # what to time, or why it cannot be timed here
 ROUNDS = (5, 60)
 QUICK_ROUNDS = (3, 15)
 BUDGET, QUICK_BUDGET = 0.5, 0.25  # seconds for the rounds of ours and all peers, beyond which no peer is timed again
-SLOW = 0.5  # seconds of a call that needs no call before it to warm up, nor to find how many calls make a turn
+SLOW, QUICK_SLOW = 0.5, 0.1  # seconds of a call that is not warmed up, nor measured for how many calls make a turn
 COMPILES = "torch.compile"  # in the name of a peer: its first call compiles
 TURN = 5e-3  # seconds a turn takes at least, so that it begins to matter little what the turn before left in the caches
 
@@ -80,7 +80,7 @@ class Measure:
                 run()
                 gc.freeze()  # what it imported and made stays
             found, peaks[name], once[name] = self._peak(run)
-            if warm_up and once[name] < SLOW:
+            if warm_up and once[name] < self._slow:
                 found, peaks[name], once[name] = self._peak(run)
             (agree or same)(expected, found)
         del expected, found
@@ -135,7 +135,7 @@ class Measure:
         times: dict[str, list[float]] = {name: [] for name in ("", *peers)}
         order = itertools.cycle([list(peers), list(peers)[::-1]])
         for name, run in {"": ours, **peers}.items():
-            if once[name] < SLOW:
+            if once[name] < self._slow:
                 once[name] = machine.seconds(run, self.device)
             if once[name] < TURN:  # a single call finds cold caches
                 once[name] = machine.seconds(run, self.device, 5)
@@ -166,6 +166,10 @@ class Measure:
         """How many turns of that length fit the budget."""
         least, most = QUICK_ROUNDS if self.quick else ROUNDS
         return max(least, min(most, int(self._budget / max(seconds, 1e-6))))
+
+    @property
+    def _slow(self) -> float:
+        return QUICK_SLOW if self.quick else SLOW
 
     @property
     def _budget(self) -> float:

@@ -85,12 +85,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, console: Console, signals: _Signals) -> int:
-    trainer = _resumed(arguments, console) if arguments.resume is not None else _new(arguments, console)
+    make = _new if arguments.resume is None else _resumed
+    trainer = make(arguments, console, signals)
     folder = trainer.folder
     say(console, trainer.dataset.describe())
     say(console, _headline(trainer))
     try:
-        state = trainer.fit(signals.check)
+        state = trainer.fit()
         write_report(folder, trainer.config, trainer.dataset, state)
     except _Interrupted as stop:
         kept = folder.checkpoints.load_state()  # an epoch may have been written and not yet been noted
@@ -108,21 +109,21 @@ def _train(arguments: argparse.Namespace, console: Console, signals: _Signals) -
     return 0
 
 
-def _new(arguments: argparse.Namespace, console: Console) -> Trainer:
+def _new(arguments: argparse.Namespace, console: Console, signals: _Signals) -> Trainer:
     """A trainer in a new run folder, of which nothing stays if something is refused."""
     with user_errors():
         config = _configuration(arguments)
         path = default_folder(config) if arguments.output is None else Path(arguments.output)
         with new_folder(path, numbered=arguments.output is None) as folder:
             dataset = load_dataset(config.data)
-            trainer = Trainer(config, dataset, folder, console_reporter(console))
+            trainer = Trainer(config, dataset, folder, console_reporter(console), signals.check)
             with reproducible(config.training.threads):
                 folder.create(config, environment())
                 folder.claim()
     return trainer
 
 
-def _resumed(arguments: argparse.Namespace, console: Console) -> Trainer:
+def _resumed(arguments: argparse.Namespace, console: Console, signals: _Signals) -> Trainer:
     """A trainer that continues where the run's last checkpoint is, with as many threads as the run began with."""
     names = ("data", "model", "config", "mmrec", "seed", "output")
     given = [f"--{name}" for name in names if getattr(arguments, name) is not None]
@@ -143,7 +144,7 @@ def _resumed(arguments: argparse.Namespace, console: Console) -> Trainer:
         if changed:
             print(f"not as the run began, so not bit for bit as it would end: {'; '.join(changed)}", file=sys.stderr)
         dataset = load_dataset(config.data)
-        return Trainer(config, dataset, folder, console_reporter(console))
+        return Trainer(config, dataset, folder, console_reporter(console), signals.check)
 
 
 def _configuration(arguments: argparse.Namespace) -> RunConfig:

@@ -56,6 +56,7 @@ class Trainer:
         dataset: its data set.
         folder: where checkpoints and metrics go.
         reporter: told about steps and epochs.
+        check: called before each step; what it raises ends the training, which can be continued.
 
     Raises:
         ValueError: there is nothing to train on, or nothing to validate with although early stopping is on, the device
@@ -63,12 +64,18 @@ class Trainer:
     """
 
     def __init__(
-        self, config: RunConfig, dataset: Dataset, folder: RunFolder, reporter: Reporter | None = None
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        folder: RunFolder,
+        reporter: Reporter | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
         self.dataset = dataset
         self.folder = folder
         self.reporter = reporter or SilentReporter()
+        self.check = check
         self.device = find_device(config.training.device)
         self.events = EventWriter(folder.tensorboard) if config.training.tensorboard else None
         self.sampler = EpochSampler(dataset, config.training.batch_size, config.seed)
@@ -96,11 +103,8 @@ class Trainer:
             self.folder.checkpoints.load_optimizer(state.epoch, self.model, self.optimizer)
         self.state = state
 
-    def fit(self, check: Callable[[], None] = lambda: None) -> TrainingState:
+    def fit(self) -> TrainingState:
         """Train until early stopping or the last epoch, then measure the test split once, with the best weights.
-
-        Args:
-            check: called before each step; what it raises ends the training, which can be continued.
 
         Raises:
             DivergenceError: the loss or a parameter became NaN or infinite.
@@ -113,7 +117,7 @@ class Trainer:
             with reproducible(self.config.training.threads), self.reporter:
                 self.reporter.start(self.config.training.epochs, len(self.sampler), self.state.epoch)
                 while self.state.finished is None:
-                    self._epoch(self.state.epoch + 1, check)
+                    self._epoch(self.state.epoch + 1)
                 if self.state.test is None or not self._is_exported():
                     self._finish()
         finally:
@@ -127,9 +131,9 @@ class Trainer:
             return False
         return True
 
-    def _epoch(self, number: int, check: Callable[[], None]) -> None:
+    def _epoch(self, number: int) -> None:
         started = time.perf_counter()
-        epoch = self._train(number, check)
+        epoch = self._train(number)
         trained = time.perf_counter()
         validation = self._validate(number)
         loss, *parts = epoch.values.double().mean(dim=0).tolist()
@@ -151,13 +155,13 @@ class Trainer:
         self.state = state
         self.reporter.epoch(record, training.metric, (state.best_epoch, state.best_value))
 
-    def _train(self, number: int, check: Callable[[], None]) -> _Epoch:
+    def _train(self, number: int) -> _Epoch:
         """One pass over the training pairs; losses wait for the device at its end alone."""
         self._begin(number)
         values: list[Tensor] = []
         names: tuple[str, ...] = ()
         for step, batch in enumerate(self.sampler.epoch(number, self.device)):
-            check()
+            self.check()
             names, value = self._step(number, step, batch)
             values.append(value)
             self.reporter.step(value[0])
