@@ -23,6 +23,7 @@ ROUNDS = (5, 60)
 QUICK_ROUNDS = (3, 15)
 BUDGET, QUICK_BUDGET = 0.5, 0.25  # seconds for the rounds of ours and all peers, beyond which no peer is timed again
 SLOW, QUICK_SLOW = 0.5, 0.1  # seconds of a call that is not warmed up, nor measured for how many calls make a turn
+OFTEN = 0.2  # the share of all time for which ours, which every ratio hangs on, is timed again after each peer
 COMPILES = "torch.compile"  # in the name of a peer: its first call compiles
 TURN = 5e-3  # seconds a turn takes at least, so that it begins to matter little what the turn before left in the caches
 
@@ -131,7 +132,7 @@ class Measure:
     def _time(
         self, ours: Run, peers: dict[str, Run], once: dict[str, float], rounds: int | None
     ) -> dict[str, list[float]]:
-        """The seconds of each turn by peer; ours under the empty name."""
+        """The seconds of each turn by peer; ours under the empty name, more often where that takes little."""
         times: dict[str, list[float]] = {name: [] for name in ("", *peers)}
         order = itertools.cycle([list(peers), list(peers)[::-1]])
         for name, run in {"": ours, **peers}.items():
@@ -145,13 +146,17 @@ class Measure:
             for name in next(order):
                 if sum(times[name]) * calls[name] < patience:
                     times[name].append(machine.seconds(peers[name], self.device, calls[name]))
+                    if often:
+                        time_ours()
 
         def time_ours() -> None:
             times[""].append(machine.seconds(ours, self.device, calls[""]))
 
+        turns = {name: seconds * calls[name] for name, seconds in once.items()}
+        often = len(turns) * turns[""] < OFTEN * sum(turns.values())
         patience = self._budget if rounds is None else math.inf
         if rounds is None:
-            rounds = self._rounds(sum(once[name] * calls[name] for name in once))
+            rounds = self._rounds(sum(turns.values()))
         self.benchmark.pedantic(time_ours, setup=time_peers, rounds=rounds)
         self._report_calls(times[""], calls[""])
         return times
