@@ -23,7 +23,7 @@ ROUNDS = (5, 60)
 QUICK_ROUNDS = (3, 15)
 BUDGET, QUICK_BUDGET = 0.5, 0.25  # seconds for the rounds of ours and all peers, beyond which no peer is timed again
 SLOW, QUICK_SLOW = 0.5, 0.1  # seconds of a call that is not warmed up, nor measured for how many calls make a turn
-OFTEN = 0.2  # the share of all time for which ours, which every ratio hangs on, is timed again after each peer
+OFTEN = 0.2  # the share of all time for which ours, which every ratio hangs on, is timed after each peer
 COMPILES = "torch.compile"  # in the name of a peer: its first call compiles
 TURN = 5e-3  # seconds a turn takes at least, so that it begins to matter little what the turn before left in the caches
 
@@ -141,19 +141,19 @@ class Measure:
             if once[name] < TURN:  # a single call finds cold caches
                 once[name] = machine.seconds(run, self.device, 5)
         calls = {name: max(1, round(TURN / max(seconds, 1e-6))) for name, seconds in once.items()}
+        turns = {name: seconds * calls[name] for name, seconds in once.items()}
+        often = len(turns) * turns[""] < OFTEN * sum(turns.values())
 
         def time_peers() -> None:
-            for name in next(order):
-                if sum(times[name]) * calls[name] < patience:
-                    times[name].append(machine.seconds(peers[name], self.device, calls[name]))
-                    if often:
-                        time_ours()
+            due = [name for name in next(order) if sum(times[name]) * calls[name] < patience]
+            for place, name in enumerate(due):
+                if often and place > 0:
+                    time_ours()
+                times[name].append(machine.seconds(peers[name], self.device, calls[name]))
 
         def time_ours() -> None:
             times[""].append(machine.seconds(ours, self.device, calls[""]))
 
-        turns = {name: seconds * calls[name] for name, seconds in once.items()}
-        often = len(turns) * turns[""] < OFTEN * sum(turns.values())
         patience = self._budget if rounds is None else math.inf
         if rounds is None:
             rounds = self._rounds(sum(turns.values()))

@@ -27,8 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``-n``, tests go one by one to whichever process is free, but for those of TOGETHER, which go first."""
-    if config.getvalue("dist") != "load":
+    """With ``-n``, tests go one by one to whichever process is free, those of a place in TOGETHER to one and first."""
+    if config.getoption("dist") != "load":
         return None
     from xdist.scheduler import LoadScopeScheduling
 

@@ -93,12 +93,12 @@ def _train(arguments: argparse.Namespace, console: Console, signals: _Signals) -
     try:
         state = trainer.fit()
         write_report(folder, trainer.config, trainer.dataset, state)
-    except _Interrupted as stop:
+    except KeyboardInterrupt as stop:  # or the SIGINT handler of who has called this
         kept = folder.checkpoints.load_state()  # an epoch may have been written and not yet been noted
         done = 0 if kept is None else kept.epoch
         message = f"interrupted, {counted(done, 'epoch')} kept; continue with: crane train --resume {folder.path}"
         print(message, file=sys.stderr)
-        return stop.code
+        return stop.code if isinstance(stop, _Interrupted) else 130
     except DivergenceError as error:
         print(f"crane train: {error}", file=sys.stderr)
         return 1

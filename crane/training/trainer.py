@@ -56,7 +56,7 @@ class Trainer:
         dataset: its data set.
         folder: where checkpoints and metrics go.
         reporter: told about steps and epochs.
-        check: called before each step; what it raises ends the training, which can be continued.
+        check: called before each step and each evaluation; what it raises ends the training, which can be continued.
 
     Raises:
         ValueError: there is nothing to train on, or nothing to validate with although early stopping is on, the device
@@ -161,7 +161,6 @@ class Trainer:
         values: list[Tensor] = []
         names: tuple[str, ...] = ()
         for step, batch in enumerate(self.sampler.epoch(number, self.device)):
-            self.check()
             names, value = self._step(number, step, batch)
             values.append(value)
             self.reporter.step(value[0])
@@ -178,6 +177,7 @@ class Trainer:
     def _step(
         self, number: int, step: int, batch: tuple[Tensor, Tensor, Tensor], *, check: bool = False
     ) -> tuple[tuple[str, ...], Tensor]:
+        self.check()
         self._set_learning_rate(self._rate_factor(number, step))
         self.optimizer.zero_grad()
         loss = self.model.loss(*batch)
@@ -205,6 +205,7 @@ class Trainer:
 
     def _embeddings(self, number: int) -> tuple[Tensor, Tensor]:
         """The final embeddings with the weights of epoch ``number``; finite weights can still overflow in them."""
+        self.check()
         self.model.eval()
         user, item = self.model.embeddings()
         try:

@@ -212,7 +212,7 @@ def constants(width: int, tokens: int, heads: int, biased: bool, out_biased: boo
 
 
 def heads_of(width: int) -> int:
-    """For the compile matrix: four heads of a power of two, else a number whose heads are padded."""
+    """For the compile matrix: four heads where the width is a power of two, else a number whose heads are padded."""
     return math.gcd(width, 60)
 
 

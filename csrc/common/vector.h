@@ -30,15 +30,26 @@ struct VectorOf {
   static inline void store(T* p, type v) { __builtin_memcpy(p, &v, sizeof(v)); }
 };
 
+template <typename T>
+struct VectorOf<T, 1> {
+  typedef T type;
+  static inline type load(const T* p) { return *p; }
+  static inline void store(T* p, type v) { *p = v; }
+};
+
 // Whether stores that pass the caches by are worth it: measured with AVX2 alone.
 #if defined(__AVX__) && !defined(__AVX512F__)
 constexpr bool kStreams = true;
 template <typename V>
 inline void stream(void* p, V v) {
   static_assert(sizeof(V) == kVectorBytes);
+#if defined(__SANITIZE_ADDRESS__)  // which does not see where streams go
+  __builtin_memcpy(p, &v, sizeof(v));
+#else
   __m256i bits;
   __builtin_memcpy(&bits, &v, sizeof(bits));
   _mm256_stream_si256(static_cast<__m256i*>(p), bits);
+#endif
 }
 inline void finish_streams() { _mm_sfence(); }
 #else
@@ -47,12 +58,5 @@ template <typename V>
 void stream(void*, V) = delete;
 inline void finish_streams() {}
 #endif
-
-template <typename T>
-struct VectorOf<T, 1> {
-  typedef T type;
-  static inline type load(const T* p) { return *p; }
-  static inline void store(T* p, type v) { *p = v; }
-};
 
 }  // namespace

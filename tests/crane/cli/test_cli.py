@@ -246,7 +246,9 @@ def test_an_interruption_that_a_library_loses_ends_training_all_the_same(
                 os.kill(os.getpid(), number)
 
     monkeypatch.setitem(MODELS, "lightgcn", Losing)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     result = crane("train", "--data", tiny_data, *SMALL, "training.epochs=3", "--output", "run")
+    signal.signal(signal.SIGINT, before)
     assert result.code == code
     assert result.err == "interrupted, 0 epochs kept; continue with: crane train --resume run\n"
 
