@@ -89,8 +89,8 @@ def compiled(function: Function) -> Function:
 def run(function: Function | str, inputs: tuple[Tensor, ...], case: str = FORWARD) -> Peer:
     """Call ``function`` with ``inputs``; with ``BACKWARD`` also find the gradients of those that require them.
 
-    The gradient of the result is ones, made by the first call: in training, what follows gives it. A reason in place of
-    the function stays a reason.
+    The gradient of the result is ones, kept from the first call on: in training, what follows gives it. A reason in
+    place of the function stays a reason.
     """
     if isinstance(function, str):
         return function
@@ -98,15 +98,18 @@ def run(function: Function | str, inputs: tuple[Tensor, ...], case: str = FORWAR
         inputs = tuple(x.detach() for x in inputs)
         return lambda: function(*inputs)
     wanted = [x for x in inputs if x.requires_grad]
-    gradients: list[Tensor] = []
 
     def forward_and_backward() -> tuple[Tensor, ...]:
         result = function(*inputs)
-        if not gradients:
-            gradients.append(torch.ones_like(result))
-        return result.detach(), *torch.autograd.grad(result, wanted, gradients)
+        return result.detach(), *torch.autograd.grad(result, wanted, ones(result.shape, result.dtype, result.device))
 
     return forward_and_backward
+
+
+@lru_cache(maxsize=2)
+def ones(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same for ours and for its peers, so that none is charged for making it."""
+    return torch.ones(shape, dtype=dtype, device=device)
 
 
 def faiss_search(queries: Tensor, rows: Tensor, k: int) -> Peer:
