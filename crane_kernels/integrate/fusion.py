@@ -2,7 +2,7 @@
 
 Such a module is known by its parts: linear projections, one ``nn.MultiheadAttention``, no other parameters. What its
 forward does with them is found by trying: a copy in float64 is run on random features, and what equals it to rounding,
-with every gradient, is what it does.
+with every gradient, is what it does. What a forward does to more rows than are tried cannot be known so.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from crane_kernels.modality_attention import modality_attention
 
 Axis = Literal["modalities", "items"]
 _TRIED_ROWS = (7, 4)
+# Rows and the size of their values: a forward may go other ways for large ones, or take many rows by chunks.
+_TRIED_FURTHER = ((4, 50.0), (1100, 1.0))
 _MOST_MODALITIES = 4
 
 
@@ -71,8 +73,7 @@ class Plan:
             return "dropout is on"
         if _watched(child):
             return "the attention has hooks"
-        parts = dict(module.named_modules())
-        if any(getattr(parts.get(part), name, None) != value for part, name, value in self.settings):
+        if _settings(module) != self.settings:
             return "its settings are no longer those that were tried"
         return attention.refuses_module(child) or attention.refuses_state(child, features[0])
 
@@ -136,7 +137,10 @@ def _try_plans(module: nn.Module, projections: list[str], name: str) -> Plan | s
     attributes, settings = _attributes(module.eval()), _settings(module)
     for plan in _plans(projections, name):
         if all(_equal(module.eval(), plan, rows) for rows in _TRIED_ROWS):
+            if not _holds_further(module.eval(), plan):
+                return "its forward computes something else for many rows or large features than for few and small"
             training = all(_equal(module.train(), plan, rows) for rows in _TRIED_ROWS)
+            training = training and _holds_further(module, plan)
             now = _attributes(module.eval())
             if now.keys() != attributes.keys() or any(now[key] is not attributes[key] for key in now):
                 return "its forward sets attributes of the module"
@@ -152,6 +156,17 @@ def _plans(projections: list[str], name: str) -> Iterator[Plan]:
     for order in itertools.permutations(projections):
         for axis, factor in itertools.product(axes, (1.0, float(len(projections)))):
             yield Plan(order, name, axis, factor, True)
+
+
+def _holds_further(module: nn.Module, plan: Plan) -> bool:
+    """Whether ``plan`` gives the module's output for many rows, and for large features, too."""
+    with torch.no_grad():
+        for rows, size in _TRIED_FURTHER:
+            features = tuple(size * x for x in _features(module, plan.projections, rows))
+            output = module(*features)
+            if not isinstance(output, Tensor) or not _close(plan(module, features), output):
+                return False
+    return True
 
 
 def _equal(module: nn.Module, plan: Plan, rows: int) -> bool:
@@ -170,10 +185,11 @@ def _equal(module: nn.Module, plan: Plan, rows: int) -> bool:
         results.append(
             (output, *torch.autograd.grad(output, inputs, weight, allow_unused=True, materialize_grads=True))
         )
-    return all(
-        ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-9, atol=1e-11)
-        for theirs, ours in zip(*results, strict=True)
-    )
+    return all(_close(ours, theirs) for theirs, ours in zip(*results, strict=True))
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
 def _features(module: nn.Module, projections: tuple[str, ...], rows: int) -> tuple[Tensor, ...]:

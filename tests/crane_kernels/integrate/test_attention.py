@@ -64,6 +64,23 @@ class Kept(CrossModalAttention):
         return attended.mean(1)
 
 
+class Chunked(CrossModalAttention):
+    def forward(self, visual: Tensor, textual: Tensor) -> Tensor:
+        tokens = torch.stack([self.visual_proj(visual), self.textual_proj(textual)], dim=1)
+        return torch.cat([self.attention(part, part, part)[0].mean(1) for part in tokens.split(1024)])
+
+
+class Branching(CrossModalAttention):
+    def forward(self, visual: Tensor, textual: Tensor) -> Tensor:
+        result = super().forward(visual, textual)
+        return 2 * result if visual.abs().max() > 20 else result
+
+
+class Flagged(CrossModalAttention):
+    def forward(self, visual: Tensor, textual: Tensor) -> Tensor:
+        return getattr(self, "scale", 1) * super().forward(visual, textual)
+
+
 class Scaled(CrossModalAttention):
     """Projections and an attention, but what comes of them depends on settings."""
 
@@ -118,15 +135,25 @@ def test_order_of_arguments_layout_and_sum_are_found() -> None:
         (Detached(24, 12, D, swapped=False), "its forward computes something else than attention over"),
         (Listed(24, 12, D, swapped=False), "its forward cannot be tried with one matrix for each projection"),
         (Kept(24, 12, D, swapped=False), "its forward sets attributes of the module"),
+        (Chunked(24, 12, D, swapped=True), "its forward computes something else for many rows or large features"),
+        (Branching(24, 12, D, swapped=False), "its forward computes something else for many rows or large features"),
     ],
-    ids=["first", "weights", "detached", "listed", "kept"],
+    ids=["first", "weights", "detached", "listed", "kept", "chunked", "branching"],
 )
 def test_left_with_a_reason(module: nn.Module, why: str) -> None:
     report = accelerate(module)
     assert why in report.left[0].why
-    assert type(module) in (First, Weights, Detached, Listed, Kept)
     # The attention inside can still be served alone.
     assert [r.path for r in report.replaced] == ["attention"]
+
+
+def test_an_attribute_that_comes_later_is_seen() -> None:
+    torch.manual_seed(0)
+    module = Flagged(24, 12, D, swapped=False)
+    expected = module(*features())
+    assert "attention over modalities" in accelerate(module).replaced[0].part
+    module.scale = 3
+    torch.testing.assert_close(module(*features()), 3 * expected)
 
 
 def test_attention_within_an_unknown_module_is_replaced_alone() -> None:
