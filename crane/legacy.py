@@ -56,8 +56,8 @@ def from_state_dict(state: Mapping[str, Tensor], dataset: Dataset, **settings: A
 
     Raises:
         TypeError: ``state`` is no state dict, ``dataset`` no data set, or a setting does not exist.
-        ValueError: a parameter is missing, not known or of the wrong shape, the data set does not fit, or features that
-            were trained would be lost by ``trainable_features=False``.
+        ValueError: a parameter is missing, not known, of the wrong shape or kind, or not finite, the data set does not
+            fit, or features that were trained would be lost by ``trainable_features=False``.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"state: found {type(state).__name__}, expected a state dict")
@@ -65,12 +65,12 @@ def from_state_dict(state: Mapping[str, Tensor], dataset: Dataset, **settings: A
     expected = _expected_names()
     for name in sorted(expected):
         if name not in state:
-            raise ValueError(f"state: found no {name}, expected the parameters of the released CRANE")
+            raise ValueError(f"state: found no {name}, expected the released CRANE's parameters by their own names")
     for name in state:
         if name not in expected:
             raise ValueError(f"state: found {name}, which the released CRANE does not have")
     for name in sorted(expected):
-        _check_dimensions(name, state[name])
+        _check_parameter(name, state[name])
     dim = state["user_embedding.weight"].shape[1]
     given = {"dim": dim, **SETTINGS, **settings}
     unknown = given.keys() - {field.name for field in fields(CRANEConfig)}
@@ -92,12 +92,17 @@ def _expected_names() -> set[str]:
     }
 
 
-def _check_dimensions(name: str, value: object) -> None:
+def _check_parameter(name: str, value: object) -> None:
     dimensions = 1 if name.endswith("bias") else 2
     if not isinstance(value, Tensor):
         raise ValueError(f"state: found {type(value).__name__} for {name}, expected a tensor")
+    if value.layout != torch.strided or value.is_meta or not value.is_floating_point():
+        found = f"a tensor of {value.dtype} on {value.device} ({value.layout})"
+        raise ValueError(f"state: found {found} for {name}, expected dense floating-point values")
     if value.dim() != dimensions:
         raise ValueError(f"state: found shape {tuple(value.shape)} for {name}, expected {dimensions} dimensions")
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"state: found NaN or infinite values in {name}, expected finite ones")
 
 
 def _converted(state: Mapping[str, Tensor], dataset: Dataset, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

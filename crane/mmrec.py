@@ -52,7 +52,7 @@ def _metrics(value: Any) -> list[str]:
 
 
 def _patience(steps: Any) -> int:
-    if not isinstance(steps, int):
+    if type(steps) is not int:  # True is one for isinstance
         raise TypeError
     return steps + 1  # MMRec stops once more than that many evaluations in a row are no better
 

@@ -152,6 +152,7 @@ def test_data_by_name_by_folder_and_alone(toolbox: Path, tmp_path: Path) -> None
         ("dataset/toy", "seed: [1, 2]\n", "toy.yaml: seed lists 2 values"),
         ("overall", "stopping_step: abc\n", "overall.yaml: stopping_step is 'abc', expected a whole number"),
         ("overall", "stopping_step: 2.5\n", "stopping_step is 2.5, expected a whole number"),
+        ("overall", "stopping_step: true\n", "stopping_step is True, expected a whole number"),
         ("overall", "use_gpu: cuda\n", "use_gpu is 'cuda', expected True or False"),
         ("overall", "metrics: Recall\n", "metrics is 'Recall', expected a list of names"),
         ("overall", "learning_rate_scheduler: 0.96\n", "learning_rate_scheduler is 0.96, expected a list of a factor"),
