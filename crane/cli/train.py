@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
@@ -78,15 +79,15 @@ def run(arguments: argparse.Namespace) -> int:
         operations()  # refuses those that CRANE_IMPLEMENTATION asks for and that cannot run
     try:
         with _Signals() as signals:
-            return _train(arguments, console, signals)
+            return _train(arguments, console, signals.check)
     except _Interrupted as stop:
         print("interrupted", file=sys.stderr)
         return stop.code
 
 
-def _train(arguments: argparse.Namespace, console: Console, signals: _Signals) -> int:
+def _train(arguments: argparse.Namespace, console: Console, check: Callable[[], None]) -> int:
     make = _new if arguments.resume is None else _resumed
-    trainer = make(arguments, console, signals)
+    trainer = make(arguments, console, check)
     folder = trainer.folder
     say(console, trainer.dataset.describe())
     say(console, _headline(trainer))
@@ -109,21 +110,21 @@ def _train(arguments: argparse.Namespace, console: Console, signals: _Signals) -
     return 0
 
 
-def _new(arguments: argparse.Namespace, console: Console, signals: _Signals) -> Trainer:
+def _new(arguments: argparse.Namespace, console: Console, check: Callable[[], None]) -> Trainer:
     """A trainer in a new run folder, of which nothing stays if something is refused."""
     with user_errors():
         config = _configuration(arguments)
         path = default_folder(config) if arguments.output is None else Path(arguments.output)
         with new_folder(path, numbered=arguments.output is None) as folder:
             dataset = load_dataset(config.data)
-            trainer = Trainer(config, dataset, folder, console_reporter(console), signals.check)
+            trainer = Trainer(config, dataset, folder, console_reporter(console), check)
             with reproducible(config.training.threads):
                 folder.create(config, environment())
                 folder.claim()
     return trainer
 
 
-def _resumed(arguments: argparse.Namespace, console: Console, signals: _Signals) -> Trainer:
+def _resumed(arguments: argparse.Namespace, console: Console, check: Callable[[], None]) -> Trainer:
     """A trainer that continues where the run's last checkpoint is, with as many threads as the run began with."""
     names = ("data", "model", "config", "mmrec", "seed", "output")
     given = [f"--{name}" for name in names if getattr(arguments, name) is not None]
@@ -144,7 +145,7 @@ def _resumed(arguments: argparse.Namespace, console: Console, signals: _Signals)
         if changed:
             print(f"not as the run began, so not bit for bit as it would end: {'; '.join(changed)}", file=sys.stderr)
         dataset = load_dataset(config.data)
-        return Trainer(config, dataset, folder, console_reporter(console), signals.check)
+        return Trainer(config, dataset, folder, console_reporter(console), check)
 
 
 def _configuration(arguments: argparse.Namespace) -> RunConfig:

@@ -188,7 +188,11 @@ def test_more_than_2_to_the_31_elements() -> None:
     assert not grad[2**25 + 1 : -1].any()
 
 
-@pytest.mark.parametrize(("width", "dtype"), [(64, torch.float32), (16, torch.float32), (24, torch.float64)])
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    [(64, torch.float32), (16, torch.float32), (24, torch.float64), (8, torch.float32), (20, torch.float64)],
+    ids=["64", "16", "24 of float64", "8, no whole lines", "20 of float64, no whole lines"],
+)
 @pytest.mark.parametrize("reduce", ["sum", "mean"])
 @pytest.mark.usefixtures("compiled", "nan_filled_memory")
 def test_large_results_that_pass_the_caches_by(reduce: Any, width: int, dtype: torch.dtype) -> None:
