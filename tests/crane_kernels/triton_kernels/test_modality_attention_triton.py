@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crane_kernels import dispatch, modality_attention, triton_support
 from crane_kernels.modality_attention import triton as kernels
-from crane_kernels.modality_attention.triton import chunks, fits
+from crane_kernels.modality_attention.triton import chunks, fits, in_passes
 
 NAMES = ("value", "tokens", "in_proj_weight", "in_proj_bias", "out_proj_weight", "out_proj_bias")
 HALVES = (torch.bfloat16, torch.float16)
@@ -77,9 +77,30 @@ def test_value_and_gradients(n: int, count: int, d: int, heads: int, bias: bool,
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize(("n", "count", "d", "heads"), [(0, 1, 16, 2), (90, 2, 40, 4), (70, 4, 64, 8), (30, 2, 128, 2)])
-def test_half_precision(n: int, count: int, d: int, heads: int, dtype: torch.dtype, device: str):
-    assert_right(inputs(n, count, d, True, dtype, device), heads)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("n", "count", "d", "heads"),
+    [
+        (0, 1, 16, 2),
+        (1, 2, 16, 1),
+        (90, 2, 40, 4),
+        (131, 2, 64, 4),
+        (65, 1, 33, 3),
+        (37, 2, 18, 9),
+        (70, 4, 64, 8),
+        (30, 2, 128, 2),
+    ],
+)
+def test_half_precision(n: int, count: int, d: int, heads: int, bias: bool, dtype: torch.dtype, device: str):
+    assert_right(inputs(n, count, d, bias, dtype, device), heads)
+
+
+def test_backward_in_passes_gives_the_same_as_in_parts(device: str, monkeypatch: pytest.MonkeyPatch):
+    arguments = inputs(200, 2, 40, dtype=torch.float16, device=device)
+    passes = results(arguments, 4, "triton")
+    monkeypatch.setattr(kernels, "in_passes", lambda *_: False)
+    for found, expected in zip(passes, results(arguments, 4, "triton"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("size", [1e-39, 1e-20, 30.0, 1e4], ids=["denormal", "tiny", "saturating", "large"])
@@ -92,6 +113,14 @@ def test_the_forward_in_parts_gives_the_same(device: str, monkeypatch: pytest.Mo
     whole = assert_right(arguments, 4)
     monkeypatch.setattr(kernels, "fits", lambda *_: False)
     torch.testing.assert_close(assert_right(arguments, 4)[0], whole[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_backward_passes_serve():
+    assert in_passes(torch.float16, 64, 2, 4)
+    assert in_passes(torch.bfloat16, 33, 1, 3)
+    assert not in_passes(torch.float16, 65, 2, 5)
+    assert not in_passes(torch.float16, 16, 3, 4)
+    assert not in_passes(torch.float32, 16, 2, 4)
 
 
 def test_what_fits_one_kernel():
@@ -135,15 +164,19 @@ def test_gradients_have_gradients(device: str):
     torch.testing.assert_close(*seconds, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_more_rows_than_a_grids_second_axis_may_have(whole: bool, device: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("dtype", "whole"), [(torch.float32, True), (torch.float32, False), (torch.float16, True)])
+def test_more_rows_than_a_grids_second_axis_may_have(
+    dtype: torch.dtype, whole: bool, device: str, monkeypatch: pytest.MonkeyPatch
+):
     if triton_support.interpreting():  # which takes a while for each tile, however many its rows
         wide = [triton_support.config(8, 1, BLOCK=1024)]
         monkeypatch.setattr(kernels.modality_attention_fwd_kernel, "configs", wide)
+        monkeypatch.setattr(kernels.modality_attention_row_gradients_kernel, "configs", wide)
+        monkeypatch.setattr(kernels.modality_attention_weight_gradients_kernel, "configs", wide)
         monkeypatch.setattr(kernels, "TILE", 16 * 1024)
     if not whole:
         monkeypatch.setattr(kernels, "fits", lambda *_: False)
-    arguments = inputs(70_000, 2, 16, device=device)
+    arguments = inputs(70_000, 2, 16, dtype=dtype, device=device)
     assert_right(arguments, 4)
 
 
@@ -204,14 +237,28 @@ def test_what_it_does_not_serve_it_says(count: int, d: int, axis: str, text: str
 def test_bytes_are_as_the_module_says(counting: None, n: int, count: int, d: int, heads: int, bias: bool):
     arguments = inputs(n, count, d, bias, torch.float16)
     with counted() as traffic:
-        modality_attention(*arguments, heads, implementation="triton").sum().backward()
+        value = modality_attention(*arguments, heads, implementation="triton")
     programs = chunks(n, count, d)[1]
     weights = 4 * d * d + (3 * d if bias else 0)
-    forward, gradient = "modality_attention_fwd_kernel", "modality_attention_gradient_kernel"
-    assert traffic.loaded[forward] == 2 * (n * d * count + programs * weights)
-    assert traffic.stored[forward] == 2 * n * d
-    assert traffic.loaded[gradient] == traffic.stored[gradient] == 2 * n * d * (3 * count + 1)
-    assert traffic.launches == {forward: 1, gradient: 1}
+    name = "modality_attention_fwd_kernel"
+    assert traffic.loaded == {name: 2 * (n * d * count + programs * weights)}
+    assert traffic.stored == {name: 2 * n * d}
+    assert traffic.launches == {name: 1}
+    with counted() as traffic:
+        value.sum().backward()
+    if count > 2:
+        name = "modality_attention_gradient_kernel"
+        assert traffic.loaded == traffic.stored == {name: 2 * n * d * (3 * count + 1)}
+        assert traffic.launches == {name: 1}
+        return
+    rows, weights = "modality_attention_row_gradients_kernel", "modality_attention_weight_gradients_kernel"
+    biases = 2 * d if bias else 0
+    assert traffic.loaded == {
+        rows: 2 * (n * d * (count + 1) + programs * (7 * d * d + biases)),
+        weights: 2 * 2 * (n * d * (count + 1) + programs * (4 * d * d + biases)),
+    }
+    assert traffic.stored == {rows: 2 * n * d * count, weights: 2 * 4 * programs * (2 * d * d + 2 * d)}
+    assert traffic.launches == {rows: 1, weights: 2}
 
 
 def test_bytes_of_the_forward_in_parts(counting: None):

@@ -215,9 +215,11 @@ def test_partial_gradients(device: str):
     assert_right(tensors, 2)
 
 
-def test_registration(device: str):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_registration(dtype: torch.dtype, device: str):
     # The gradients of the kept features are none, as they are no result.
-    for tensors in (inputs(5, 2, 16, device=device), [t.detach() for t in inputs(5, 2, 16, device=device)]):
+    leaves = inputs(5, 2, 16, dtype, device)
+    for tensors in (leaves, [leaf.detach() for leaf in leaves]):
         torch.library.opcheck(
             rca_forward,
             (*tensors, 2, 0.1, True),

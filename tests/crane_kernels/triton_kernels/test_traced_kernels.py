@@ -18,6 +18,7 @@ EXPECTED = {
     "recursive_cross_modal_attention, wide": ("rca_wide_pass_kernel", "rca_wide_row_gradients_kernel"),
     "modality_attention, narrow": ("modality_attention_fwd_kernel", "modality_attention_gradient_kernel"),
     "modality_attention, wide": ("modality_attention_context_kernel", "modality_attention_gradient_kernel"),
+    "modality_attention, half": ("modality_attention_fwd_kernel", "modality_attention_weight_gradients_kernel"),
     "info_nce": ("info_nce_fwd_kernel", "info_nce_bwd_kernel"),
     "bpr_loss": ("bpr_loss_fwd_kernel", "bpr_loss_bwd_item_kernel"),
 }

@@ -31,16 +31,16 @@ class Driver:
         return GPUTarget("cuda", 90, 32)
 
 
-def leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
-    return [torch.randn(shape, requires_grad=True) for shape in shapes]
+def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
 def recursive_inputs(d: int) -> list[Tensor]:
     return leaves((300, 2, d), (2 * d, d), (d,), (2, d, d), (2, d, d))
 
 
-def attention_inputs(d: int) -> list[Tensor]:
-    return leaves((300, 2, d), (3 * d, d), (3 * d,), (d, d), (d,))
+def attention_inputs(d: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return leaves((300, 2, d), (3 * d, d), (3 * d,), (d, d), (d,), dtype=dtype)
 
 
 TRIPLES = tuple(torch.arange(start, start + 9) for start in (0, 1, 2))
@@ -53,6 +53,9 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     ),
     "modality_attention, narrow": (lambda *t: modality_attention(*t, 4, "modalities"), attention_inputs(64)),
     "modality_attention, wide": (lambda *t: modality_attention(*t, 4, "modalities"), attention_inputs(128)),
+    "modality_attention, half": (
+        lambda *t: modality_attention(*t, 4, "modalities"), attention_inputs(64, torch.bfloat16),
+    ),
     "info_nce": (lambda a, b: info_nce(a, b, 0.2, None, True), leaves((40, 64), (40, 64))),
     "bpr_loss": (lambda user, item: bpr_loss(user, item, *TRIPLES), leaves((20, 64), (20, 64))),
 }  # fmt: skip
