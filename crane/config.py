@@ -222,10 +222,10 @@ class RunConfig:
         return cls(
             model=name,
             seed=_convert(mapping.get("seed", 0), int, "seed"),
-            data=_build(DataConfig, _section(mapping, "data"), "data"),
-            training=_build(TrainingConfig, training, "training"),
-            evaluation=_build(EvaluationConfig, _section(mapping, "evaluation"), "evaluation"),
-            model_config=_build(model.config_class, model_settings, "model"),
+            data=build(DataConfig, _section(mapping, "data"), "data"),
+            training=build(TrainingConfig, training, "training"),
+            evaluation=build(EvaluationConfig, _section(mapping, "evaluation"), "evaluation"),
+            model_config=build(model.config_class, model_settings, "model"),
         )
 
     def save(self, path: Path) -> None:
@@ -374,7 +374,13 @@ def _section(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
     return dict(content)
 
 
-def _build(cls: type[Any], content: Mapping[str, Any], path: str) -> Any:
+def build(cls: type[Any], content: Mapping[str, Any], path: str) -> Any:
+    """A dataclass of settings from their values by name; ``path`` is what errors put before a name.
+
+    Raises:
+        TypeError: a value is of the wrong type.
+        ValueError: a setting is not known, or the dataclass refuses a value.
+    """
     hints = get_type_hints(cls)
     names = tuple(f.name for f in dataclasses.fields(cls))
     _refuse_unknown(content, names, path)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crane.config import build
 from crane.data import Dataset
 from crane.models import CRANE
 from crane.models.crane import CRANEConfig
@@ -78,7 +79,7 @@ def from_state_dict(state: Mapping[str, Tensor], dataset: Dataset, **settings: A
         raise TypeError(f"settings: found {min(unknown)}, which CRANE does not have")
     if given["attention"] not in ("items", "modalities"):
         raise ValueError(f"attention: found {given['attention']!r}, expected 'items' or 'modalities'")
-    model = CRANE(dataset, CRANEConfig(**given), torch.Generator().manual_seed(0))
+    model = CRANE(dataset, build(CRANEConfig, given, "settings"), torch.Generator().manual_seed(0))
     model.load_state_dict(_converted(state, dataset, model.state_dict()))
     return model
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crane.config import read_yaml
+from crane.config import RunConfig, read_yaml
 
 _METRICS = {"hit": "hitrate"}
 _SEARCHED = "hyper_parameters"
@@ -151,10 +151,12 @@ def read(folder: Path, model: str = "crane", data: str | None = None, given: fro
     mapping["training"] = _schedule(values, origin)
     mapping["model"] |= _fixed(model)
     mapping["data"]["path"] = str(path or _data_folder(configs, values, name) / str(values.get("inter_file_name", "")))
+    taken: dict[str, str] = {}
     for key, target in targets.items():
         if key in values and target.name not in given:
             value = _single(key, values[key], origin[key], target.name)
             _put(mapping, target.name, _converted(key, value, origin[key], target))
+            taken[target.name] = f"{origin[key]}: {key} is {value!r}"
     only, otherwise = {**_ONLY, **_ONLY_OF_MODEL.get(model, {})}, _OTHERWISE.get(model, {})
     for key, expected in only.items():
         if key in values and _lower(_unwrapped(values[key])) != expected:
@@ -163,7 +165,18 @@ def read(folder: Path, model: str = "crane", data: str | None = None, given: fro
         if key in values and name not in given:
             raise ValueError(f"{origin[key]}: {key} has another meaning than {name}: give --set {name}=... for it")
     _check_widths(values, origin)
+    _check_values(mapping, taken)
     return Settings(mapping, tuple(sorted(values.keys() - targets.keys() - only.keys() - otherwise.keys() - _READ)))
+
+
+def _check_values(mapping: Mapping[str, Any], taken: Mapping[str, str]) -> None:
+    """Name MMRec's file and key where a run refuses a value; ``taken`` says by dotted name what each was."""
+    try:
+        RunConfig.from_mapping(mapping)
+    except (TypeError, ValueError) as error:
+        found = taken.get(str(error).split(" ", 1)[0])
+        if found is not None:  # else it may be about what comes from elsewhere, and is said once that is there
+            raise ValueError(f"{found}, and {error}") from error
 
 
 def _fixed(model: str) -> dict[str, Any]:

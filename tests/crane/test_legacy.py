@@ -160,6 +160,8 @@ def test_training_goes_on_from_the_loaded_weights(dataset: Dataset) -> None:
         ({}, {"attention": "users"}, ValueError, "attention: found 'users', expected 'items' or 'modalities'"),
         ({}, {"recursions": 2}, ValueError, "recursions must be 0 with attention 'items', found 2"),
         ({}, {"neighbours": 0}, ValueError, "neighbours must be at least 1 with attention 'items', found 0"),
+        ({}, {"layers": "2"}, TypeError, "settings.layers must be an integer, found the text '2'"),
+        ({}, {"neighbours": None}, TypeError, "settings.neighbours must be an integer, found nothing"),
         ({}, {"heads": 3}, ValueError, "heads must be a divisor of dim, 16, found 3"),
     ],
 )

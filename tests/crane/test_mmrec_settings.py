@@ -160,6 +160,9 @@ def test_data_by_name_by_folder_and_alone(toolbox: Path, tmp_path: Path) -> None
         ("model/CRANE", "dropout: few\n", "CRANE.yaml: dropout is 'few', expected a number"),
         ("model/CRANE", "dropout: 1.0\n", "CRANE.yaml: dropout is 1.0, expected a number from 0 to below 1"),
         ("model/CRANE", "dropout: -0.1\n", "CRANE.yaml: dropout is -0.1, expected a number from 0 to below 1"),
+        ("model/CRANE", "knn_k: '16'\n", "CRANE.yaml: knn_k is '16', and model.neighbours must be an integer"),
+        ("overall", "epochs:\n", "overall.yaml: epochs is None, and training.epochs must be an integer"),
+        ("overall", "topk: [0]\n", r"overall.yaml: topk is \[0\], and evaluation.ks "),
         ("overall", "data_path: nowhere\n", "found no folder .*nowhere/toy"),
     ],
 )
