@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from crane_kernels import extension
 from crane_kernels.dispatch import Implementation
 
 OLDEST = (3, 4)
@@ -85,15 +85,13 @@ def refuses(name: str, x: Tensor, width: int) -> str | None:
         return f"{name} has dtype {x.dtype}, which Triton's interpreter computes wrongly"
     if width > WIDEST:
         return f"{name} has width {width}, above {WIDEST}"
-    if forward_ad._current_level >= 0:  # a custom operator would take every tangent for zero
-        return "forward-mode differentiation is under way"
-    return None
+    return extension.refuses_derivatives()
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in autocast's dtype, where autocast is on for the first's device; float64 stays, as torch has it."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not _autocasts(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
@@ -102,7 +100,11 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def without_autocast(like: Tensor) -> AbstractContextManager[object]:
     """Within the block, autocast is off for the device of ``like``; where it is off already, graphs show no block."""
     device = like.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()
+
+
+def _autocasts(device: str) -> bool:
+    return device != "meta" and torch.is_autocast_enabled(device)  # which raises for that device
 
 
 def padded(width: int) -> int:

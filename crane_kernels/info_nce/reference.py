@@ -1,7 +1,8 @@
 """The meaning of ``info_nce`` in plain PyTorch, in blocks of rows that stay in the processor's cache.
 
 Up to ``KEPT_ROWS`` rows the n^2 logits are kept for backward (64 MiB in float32); above that each block is computed
-again in backward, so that memory grows as n * ``BLOCK_ROWS``.
+again in backward, so that memory grows as n * ``BLOCK_ROWS``. Half precision is computed in float32: the loss is the
+difference of numbers that may be a hundred times as large.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from crane_kernels import extension
+
 BLOCK_ROWS = 256
 KEPT_ROWS = 4096
 
 
 def info_nce(a: Tensor, b: Tensor, temperature: float, ids: Tensor | None, symmetric: bool) -> Tensor:
     """Mean over rows i of -log softmax_j(cos(a_i, b_j) / temperature) at j = i: scalar."""
+    dtype = a.dtype
     a, b = _unit(a), _unit(b)
     loss = _one_direction(a / temperature, b, ids)
     if symmetric:
         loss = (loss + _one_direction(b / temperature, a, ids)) / 2
-    return loss
+    return loss.to(dtype)
 
 
 def _one_direction(a: Tensor, b: Tensor, ids: Tensor | None) -> Tensor:
@@ -30,14 +34,21 @@ def _one_direction(a: Tensor, b: Tensor, ids: Tensor | None) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Rows of length one; a zero row stays zero and gets a zero gradient."""
+    """Rows of length one, in float32 at least; a zero row stays zero and gets a zero gradient.
+
+    Scaled before, so that no square leaves the range of numbers; the result does not depend on that factor.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if x.shape[1] > 0:
+        largest = x.detach().abs().amax(1, keepdim=True)
+        x = x / largest.masked_fill(largest == 0, 1)
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     unit: Tensor = x / norm.masked_fill(norm == 0, torch.inf)
     return unit
 
 
 def _log_sum_exp(block: Tensor, b: Tensor, ids: Tensor | None, start: int) -> Tensor:
-    if b.shape[0] <= KEPT_ROWS:
+    if b.shape[0] <= KEPT_ROWS or extension.refuses_derivatives() is not None:  # torch.func takes no saved tensor hooks
         return _row_log_sum_exp(block, b, ids, start)
     result: Tensor = checkpoint(_row_log_sum_exp, block, b, ids, start, use_reentrant=False, preserve_rng_state=False)
     return result

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from crane_kernels import checks, dispatch, extension, triton_support
 from crane_kernels.dispatch import Implementation
 from crane_kernels.modality_attention import cpp, reference
-from crane_kernels.triton_support import autocast
+from crane_kernels.triton_support import autocast, without_autocast
 
 AXES = ("modalities", "items")
 
@@ -75,7 +74,7 @@ def modality_attention(
         raise ValueError(f"num_heads: found {num_heads}, expected a divisor of the width {d}")
     if axis not in AXES:
         raise ValueError(f"axis: found {axis!r}, expected one of {', '.join(AXES)}")
-    with torch.autocast(tokens.device.type, enabled=False):
+    with without_autocast(tokens):
         result: Tensor = dispatch.call(
             "modality_attention",
             implementation,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from crane_kernels import checks
 from crane_kernels.modality_attention import AXES, modality_attention
 
 
@@ -24,7 +25,8 @@ class ModalityAttention(nn.Module):
         dtype: of the parameters.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``embed_dim``, or ``axis`` is unknown.
+        TypeError: ``embed_dim`` or ``num_heads`` is no integer, or ``bias`` no bool.
+        ValueError: either is less than 1, ``num_heads`` does not divide ``embed_dim``, or ``axis`` is unknown.
     """
 
     def __init__(
@@ -38,7 +40,10 @@ class ModalityAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
+        embed_dim = checks.integer("embed_dim", embed_dim, 1)
+        num_heads = checks.integer("num_heads", num_heads, 1)
+        checks.instance("bias", bias, bool)
+        if embed_dim % num_heads:
             raise ValueError(f"num_heads: found {num_heads}, expected a divisor of embed_dim, {embed_dim}")
         if axis not in AXES:
             raise ValueError(f"axis: found {axis!r}, expected one of {', '.join(AXES)}")

@@ -54,6 +54,7 @@ def recursive_cross_modal_attention(
         w_out: V_m, (M, d, d).
         recursions: number of recursions, at least 0 (which returns ``x``).
         scale: factor within the tanh, above zero; None: 1 / sqrt(d * N), so that its effect does not change with N.
+            To ``torch.export`` it is a constant: give it where N is dynamic.
         rows: (n,) int64 or int32 rows of the result that are wanted, in any order and number; None: all. The other rows
             still take part in the sums, but the last recursion computes nothing else of them.
         memory: what is kept from forward to backward, beside d x d matrices: "fast", the features before each recursion

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from crane_kernels import extension
+from crane_kernels.triton_support import without_autocast
+
 
 def direct_form(
     x: Tensor,
@@ -52,14 +55,21 @@ def gram_form(
     if recursions == 0 and rows is not None:
         return x.index_select(0, rows)
     for recursion in range(recursions):
-        gram, sums = _Moments.apply(x.flatten(1))  # type: ignore[no-untyped-call]
-        correlation = torch.tanh((gram @ w_joint + sums[:, None] * b_joint) * scale).view_as(w_attend)
+        correlation = _correlation(x, w_joint, b_joint, scale).view_as(w_attend).to(w_attend.dtype)
         mixed = w_attend @ correlation
         if rows is not None and recursion == recursions - 1:
             x = x.index_select(0, rows)
         refined = [torch.addmm(part, torch.relu_(part @ mixed[m]), w_out[m]) for m, part in enumerate(x.unbind(1))]
         x = torch.stack(refined, 1)
     return x
+
+
+def _correlation(x: Tensor, w_joint: Tensor, b_joint: Tensor, scale: float) -> Tensor:
+    """C of all modalities, (Md, d), in float32 at least: sums over all rows may exceed what half precision holds."""
+    with without_autocast(x):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        gram, sums = _moments(x.flatten(1).to(wide))
+        return torch.tanh((gram @ w_joint.to(wide) + sums[:, None] * b_joint.to(wide)) * scale)
 
 
 def recursive_cross_modal_attention(
@@ -75,9 +85,17 @@ def recursive_cross_modal_attention(
 ) -> Tensor:
     """The Gram form; where ``memory`` is "low", backward begins by running it again from its arguments."""
     arguments = x, w_joint, b_joint, w_attend, w_out, recursions, scale, rows
-    if memory == "fast":
+    if memory == "fast" or extension.refuses_derivatives() is not None:  # torch.func takes no saved tensor hooks
         return gram_form(*arguments)
     result: Tensor = checkpoint(gram_form, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gram matrix and column sums of X."""
+    if extension.refuses_derivatives() is not None:
+        return x.T @ x, x.sum(0)
+    result: tuple[Tensor, Tensor] = _Moments.apply(x)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -95,5 +113,4 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_gram: Tensor, grad_sums: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        # Under autocast the moments may be narrower than the features.
-        return torch.addmm(grad_sums.to(x.dtype), x, (grad_gram + grad_gram.T).to(x.dtype))
+        return torch.addmm(grad_sums, x, grad_gram + grad_gram.T)

@@ -10,6 +10,7 @@
 #include "modality_attention/kernel.h"
 
 #include <utility>
+#include <vector>
 
 #include "common/gemm.h"
 #include "common/vector.h"
@@ -147,6 +148,7 @@ class Block {
   }
 
   void backward(T* sums) {
+    grad_query_bias_.assign(d_, T(0));
     const ModalityWeightGradients at(d_);
     const T* grad = args_.grad + begin_ * d_;
     keys();
@@ -159,7 +161,7 @@ class Block {
            Assign<T>{grad_mixed_, d_});
       gemm(head_width_, d_, n_, transposed<T>(grad_context_ + first, d_), mixed_, d_,
            AddTo<T>{sums + at.value + first * d_, d_});
-      backward_of_attention(h, sums + at.query_bias + first);
+      backward_of_attention(h);
       gemm(kOthers * n_, head_width_, d_, plain<T>(grad_mixed_query_, d_), args_.query.transpose + first, d_,
            AddTo<T>{grad_key_ + first, d_});
       gemm(head_width_, d_, kOthers * n_, transposed<T>(key_ + first, d_), grad_mixed_query_, d_,
@@ -167,6 +169,7 @@ class Block {
     }
     gemm(d_, d_, n_, transposed(grad, d_), context_, d_, AddTo<T>{sums + at.out, d_});
     gemm(d_, d_, kOthers * n_, transposed<T>(grad_key_, d_), difference_, d_, AddTo<T>{sums + at.key, d_});
+    for (int64_t c = 0; c < d_; ++c) sums[at.query_bias + c] += grad_query_bias_[c];
     add_rows(grad_context_, sums + at.value_bias);
     add_rows(grad, sums + at.out_bias);
     backward_of_keys();
@@ -225,7 +228,7 @@ class Block {
 
   // From the gradient of a head's mixed tokens to those of the tokens, of the mixed queries and, through the query's
   // bias, of the keys and of that bias.
-  void backward_of_attention(int64_t h, T* grad_query_bias) {
+  void backward_of_attention(int64_t h) {
     for (int64_t r = 0; r < n_; ++r) {
       const T* grad_mixed = grad_mixed_ + r * d_;
       T grad_scores[kTokens][kTokens];
@@ -247,7 +250,7 @@ class Block {
       for (int j = 0; j < kOthers; ++j) {
         T sum = 0;
         for (int i = 0; i < kTokens; ++i) sum += grad_scores[i][j + 1];
-        backward_of_query_bias(h, sum, other(key_, j, r), other(grad_key_, j, r), grad_query_bias);
+        backward_of_query_bias(h, sum, other(key_, j, r), other(grad_key_, j, r));
       }
     }
   }
@@ -264,11 +267,12 @@ class Block {
     }
   }
 
-  void backward_of_query_bias(int64_t h, T grad_score, const T* key, T* grad_key, T* grad_bias) const {
+  void backward_of_query_bias(int64_t h, T grad_score, const T* key, T* grad_key) {
     const int64_t first = h * head_width_;
     for_columns<T>(head_width_, [&]<typename V>(int64_t c) {
       V::store(grad_key + first + c, grad_score * V::load(args_.query_bias + first + c));
-      V::store(grad_bias + c, V::load(grad_bias + c) + grad_score * V::load(key + first + c));
+      T* bias = grad_query_bias_.data() + first + c;
+      V::store(bias, V::load(bias) + grad_score * V::load(key + first + c));
     });
   }
 
@@ -286,11 +290,13 @@ class Block {
     }
   }
 
+  // The block's own sum first: added to the sum of all rows before them, rows one by one would lose their last digits.
   void add_rows(const T* in, T* sum) const {
-    for (int64_t r = 0; r < n_; ++r) {
-      for_columns<T>(d_,
-                     [&]<typename V>(int64_t c) { V::store(sum + c, V::load(sum + c) + V::load(in + r * d_ + c)); });
-    }
+    for_columns<T>(d_, [&]<typename V>(int64_t c) {
+      typename V::type of_block = V::load(in + c);
+      for (int64_t r = 1; r < n_; ++r) of_block += V::load(in + r * d_ + c);
+      V::store(sum + c, V::load(sum + c) + of_block);
+    });
   }
 
   const ModalityAttentionArgs<T>& args_;
@@ -299,6 +305,7 @@ class Block {
   T *difference_, *key_, *mixed_query_, *mixed_, *context_;
   T *grad_context_, *grad_mixed_, *grad_key_, *grad_mixed_query_;
   Attention<T, kTokens>* attention_;
+  std::vector<T> grad_query_bias_;  // of the block's rows
 };
 
 // Calls f(begin, end) for each block of the rows.

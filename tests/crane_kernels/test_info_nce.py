@@ -38,6 +38,31 @@ def by_loops(a, b, temperature):
     return total / len(a)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        (torch.float32, 1e-25),
+        (torch.float32, 1e-39),
+        (torch.float32, 1e30),
+        (torch.float16, 1e4),
+        (torch.bfloat16, 1e30),
+    ],
+)
+def test_reference_takes_rows_whose_squares_leave_the_range_of_numbers(dtype, size):
+    a, b = (x.detach().to(dtype) for x in views(30, 33))
+    a, b = ((x * size).requires_grad_() for x in (a, b))
+    found = info_nce(a, b, 0.2, implementation="reference")
+    expected = info_nce(a.double(), b.double(), 0.2)
+    torch.testing.assert_close(found.double(), expected, rtol=torch.finfo(dtype).eps + 1e-6, atol=0)
+    assert all(bool(gradient.isfinite().all()) for gradient in torch.autograd.grad(found, (a, b)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_reference_in_half_precision_does_not_cancel(dtype):
+    a = torch.eye(16, dtype=dtype)  # the loss is log(1 + 15 exp(-100))
+    assert 0 <= info_nce(a, a.clone(), 0.01, implementation="reference").item() < 1e-4
+
+
 @pytest.mark.parametrize("n", [1, 2, 37, reference.BLOCK_ROWS + 1])
 @pytest.mark.parametrize("temperature", [0.01, 0.2, 1.0])
 @pytest.mark.usefixtures("implementation")
@@ -322,3 +347,16 @@ def test_autocast_changes_nothing(n, implementation):
         found = info_nce(*leaves, 0.1, implementation=implementation)
     assert torch.equal(found, expected)
     assert all(map(torch.equal, torch.autograd.grad(found, leaves), gradients))
+
+
+def test_the_meta_device():
+    a, b = (x.detach().to("meta") for x in views(4, 3))
+    assert info_nce(a, b, 0.2).device.type == "meta"
+
+
+def test_gradients_by_torch_func_of_what_would_be_recomputed(monkeypatch):
+    monkeypatch.setattr(reference, "KEPT_ROWS", 3)
+    a, b = views(9, 4)
+    (expected,) = torch.autograd.grad(info_nce(a, b, 0.2), a)
+    b = b.detach()
+    torch.testing.assert_close(torch.func.grad(lambda x: info_nce(x, b, 0.2))(a.detach()), expected)

@@ -418,3 +418,26 @@ def test_refusals(change, error, text):
     }
     with pytest.raises(error, match=text):
         modality_attention(**{**arguments, **change})
+
+
+@pytest.mark.usefixtures("compiled")
+def test_compiled_gradients_of_biases_keep_their_digits_over_many_rows():
+    n, d = 200_000, 16
+    generator = torch.Generator().manual_seed(0)
+    shapes = (n, 2, d), (3 * d, d), (3 * d,), (d, d), (d,)
+    tensors = [torch.randn(shape, generator=generator) / 4 for shape in shapes]
+    grad = torch.full((n, d), 0.1)
+
+    def gradients(dtype, implementation):
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in tensors]
+        value = modality_attention(*leaves, 4, implementation=implementation)
+        of_in, of_out = torch.autograd.grad(value, (leaves[2], leaves[4]), grad.to(dtype))
+        return of_in[:d].double(), of_in[2 * d :].double(), of_out.double()
+
+    for found, exact in zip(gradients(torch.float32, "cpp"), gradients(torch.float64, "reference"), strict=True):
+        torch.testing.assert_close(found, exact, rtol=3e-6, atol=3e-6 * exact.abs().max().item())
+
+
+def test_the_meta_device():
+    shapes = (5, 2, 16), (48, 16), (48,), (16, 16), (16,)
+    assert modality_attention(*(torch.empty(shape, device="meta") for shape in shapes), 4).shape == (5, 16)

@@ -145,6 +145,30 @@ def test_float32_is_close_to_float64():
     torch.testing.assert_close(recursive_cross_modal_attention(*tensors, 2).double(), exact, rtol=1e-4, atol=1e-4)
 
 
+def test_sums_over_many_rows_do_not_overflow_half_precision():
+    tensors = [tensor.detach() for tensor in inputs(70_000, 1, 8, torch.float16)]
+    tensors[0][:, 0, 0] = 2.0  # whose squares sum to 280,000
+    found = recursive_cross_modal_attention(*tensors, 1)
+    expected = recursive_cross_modal_attention(*(tensor.double() for tensor in tensors), 1)
+    torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("memory", ["fast", "low"])
+def test_gradients_by_torch_func(memory):
+    tensors = inputs(9, 2, 4)
+    plain = [tensor.detach() for tensor in tensors]
+
+    def call(*leaves):
+        return recursive_cross_modal_attention(*leaves, 2, memory=memory).square().sum()
+
+    found = torch.func.grad(call, argnums=tuple(range(5)))(*plain)
+    for gradient, expected in zip(found, torch.autograd.grad(call(*tensors), tensors), strict=True):
+        torch.testing.assert_close(gradient, expected)
+    ones = torch.ones_like(plain[0])
+    _, along = torch.func.jvp(lambda x: call(x, *plain[1:]), (plain[0],), (ones,))
+    torch.testing.assert_close(along, found[0].sum())
+
+
 def test_runs_forward_and_backward_under_autocast():
     tensors = inputs(30, 2, 8, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
