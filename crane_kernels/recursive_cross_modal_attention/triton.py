@@ -52,7 +52,11 @@ TOTAL_WIDTH = 128  # of all modalities: beyond it the Gram matrix does not fit a
 TOTAL_WIDTH_OF_MANY = 96  # of three and more, which have more blocks of it
 
 
-@triton.constexpr_function
+# Triton 3.4 has it there only.
+constexpr_function = getattr(triton, "constexpr_function", None) or tl.core.constexpr_function
+
+
+@constexpr_function
 def pair_index(first, second, modalities):
     """The place of the Gram matrix's block (first, second), first <= second, among a program's."""
     return first * modalities - first * (first - 1) // 2 + second - first
