@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from crane_kernels import extension
+from crane_kernels.recompute import recomputed
 
 BLOCK_ROWS = 256
 KEPT_ROWS = 4096
@@ -48,10 +47,9 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _log_sum_exp(block: Tensor, b: Tensor, ids: Tensor | None, start: int) -> Tensor:
-    if b.shape[0] <= KEPT_ROWS or extension.refuses_derivatives() is not None:  # torch.func takes no saved tensor hooks
+    if b.shape[0] <= KEPT_ROWS:
         return _row_log_sum_exp(block, b, ids, start)
-    result: Tensor = checkpoint(_row_log_sum_exp, block, b, ids, start, use_reentrant=False, preserve_rng_state=False)
-    return result
+    return recomputed(_row_log_sum_exp, block, b, ids, start)
 
 
 def _row_log_sum_exp(block: Tensor, b: Tensor, ids: Tensor | None, start: int) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
+
+from crane_kernels.recompute import recomputed
 
 BLOCK_ENTRIES = 2**24
 # PyTorch's own fallback forms the whole matrix: without it here, a call that no kernel can serve is an error.
@@ -46,7 +47,7 @@ def in_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """:func:`attention` by blocks of queries."""
     batch, heads, n, _ = query.shape
     rows = max(1, BLOCK_ENTRIES // max(1, batch * heads * n))
-    blocks = [checkpoint(_block, part, key, value, use_reentrant=False) for part in torch.split(query, rows, dim=2)]
+    blocks = [recomputed(_block, part, key, value) for part in torch.split(query, rows, dim=2)]
     return torch.cat(blocks, dim=2)
 
 

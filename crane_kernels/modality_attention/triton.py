@@ -20,7 +20,7 @@ fewer programs would move less and leave more of the device idle.
 
 In half precision, for one or two tokens (:func:`in_passes`), backward is three passes by as many programs, which
 compute the projections again: for the tokens' gradient, for those of W_q and W_k, and for those of W_v and W_o, of
-which each program leaves its part in float32, to be summed in their order::
+which each program leaves its part in float32, for PyTorch to sum::
 
     tokens     loads  e N d (M + 1) + e P (7 d^2 + 2 d)    stores  e N d M
     W_q, W_k   loads  e N d (M + 1) + e P (4 d^2 + 2 d)    stores  4 P (2 d^2 + 2 d)
@@ -341,7 +341,7 @@ def modality_attention_fwd_kernel(
     program = tl.program_id(0).to(tl.int64)
     tokens += program * chunk * (TOKENS * WIDTH)
     result += program * chunk * WIDTH
-    n = tl.minimum(n - program * chunk, chunk).to(tl.int32)
+    in_chunk = tl.minimum(n - program * chunk, chunk).to(tl.int32)
     columns = tl.arange(0, D)
     features, present = head_features(HEADS, WIDTH // HEADS, tl.arange(0, C), E)
     weights = load_projections(in_weight, WIDTH, HEADS, C, E, D)
@@ -350,10 +350,10 @@ def modality_attention_fwd_kernel(
     bias = tl.zeros((D,), tl.float32)
     if OUT_BIASED:
         bias += tl.load(out_bias + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
-    for start in tl.range(0, n, BLOCK):
+    for start in tl.range(0, in_chunk, BLOCK):
         rows = start + tl.arange(0, BLOCK)
-        inside = (rows[None, :] < n) & (columns[:, None] < WIDTH)
-        x = load_tokens(tokens, rows, n, TOKENS, WIDTH, D)
+        inside = (rows[None, :] < in_chunk) & (columns[:, None] < WIDTH)
+        x = load_tokens(tokens, rows, in_chunk, TOKENS, WIDTH, D)
         queries, keys, values = projections(x, weights, biases, TOKENS, C, D, BLOCK, PRECISION)
         shares = repeated(tl.zeros((C // E, BLOCK), tl.float32), TOKENS)
         for m in tl.static_range(TOKENS):
@@ -374,6 +374,18 @@ def add_products(left, right, first, totals, COUNT: tl.constexpr):
         turned = tl.trans(right[first + place])
         result = result + (tl.dot(left, turned, totals[place]),)
     return result
+
+
+@triton.jit
+def load_weights(
+    in_weight, in_bias, out_weight, WIDTH: tl.constexpr, HEADS: tl.constexpr, BIASED: tl.constexpr, C: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """What :func:`gradients_of_rows` takes: the projections' weights and biases, and the slices of W_o^T."""
+    features, present = head_features(HEADS, WIDTH // HEADS, tl.arange(0, C), E)
+    biases = load_biases(in_bias, features, present, WIDTH, BIASED, C)
+    out = by_columns(out_weight, 1, WIDTH, WIDTH, HEADS, C, E, D)
+    return load_projections(in_weight, WIDTH, HEADS, C, E, D), biases, out
 
 
 @triton.jit
@@ -431,25 +443,22 @@ def modality_attention_row_gradients_kernel(
     tokens += program * chunk * (TOKENS * WIDTH)
     grad += program * chunk * WIDTH
     result += program * chunk * (TOKENS * WIDTH)
-    n = tl.minimum(n - program * chunk, chunk).to(tl.int32)
+    in_chunk = tl.minimum(n - program * chunk, chunk).to(tl.int32)
     kind: tl.constexpr = tokens.dtype.element_ty
     columns = tl.arange(0, D)
-    features, present = head_features(HEADS, WIDTH // HEADS, tl.arange(0, C), E)
-    weights = load_projections(in_weight, WIDTH, HEADS, C, E, D)
-    biases = load_biases(in_bias, features, present, WIDTH, BIASED, C)
-    out = by_columns(out_weight, 1, WIDTH, WIDTH, HEADS, C, E, D)
+    weights, biases, out = load_weights(in_weight, in_bias, out_weight, WIDTH, HEADS, BIASED, C, E, D)
     size: tl.constexpr = WIDTH * WIDTH
     of_query = by_features(in_weight, WIDTH, 1, WIDTH, HEADS, C, E, D)
     of_key = by_features(in_weight + size, WIDTH, 1, WIDTH, HEADS, C, E, D)
     of_value = by_features(in_weight + 2 * size, WIDTH, 1, WIDTH, HEADS, C, E, D)
-    for start in tl.range(0, n, BLOCK):
+    for start in tl.range(0, in_chunk, BLOCK):
         rows = start + tl.arange(0, BLOCK)
-        x = load_tokens(tokens, rows, n, TOKENS, WIDTH, D)
-        above = load_rows(grad, WIDTH, rows, n, WIDTH, D)
+        x = load_tokens(tokens, rows, in_chunk, TOKENS, WIDTH, D)
+        above = load_rows(grad, WIDTH, rows, in_chunk, WIDTH, D)
         grad_queries, grad_keys, grad_values, _ = gradients_of_rows(
             x, above, weights, biases, out, scale, TOKENS, C, E, D, BLOCK
         )
-        inside = (rows[None, :] < n) & (columns[:, None] < WIDTH)
+        inside = (rows[None, :] < in_chunk) & (columns[:, None] < WIDTH)
         for m in tl.static_range(TOKENS):
             tl.debug_barrier()  # see projections
             new = tl.zeros((D, BLOCK), tl.float32)
@@ -484,35 +493,34 @@ def modality_attention_weight_gradients_kernel(
     grad += program * chunk * WIDTH
     size: tl.constexpr = WIDTH * WIDTH
     part = parts + program * (4 * size + 4 * WIDTH)
-    n = tl.minimum(n - program * chunk, chunk).to(tl.int32)
+    in_chunk = tl.minimum(n - program * chunk, chunk).to(tl.int32)
     kind: tl.constexpr = tokens.dtype.element_ty
     slices: tl.constexpr = D // SLICE
     features, present = head_features(HEADS, WIDTH // HEADS, tl.arange(0, C), E)
-    weights = load_projections(in_weight, WIDTH, HEADS, C, E, D)
-    biases = load_biases(in_bias, features, present, WIDTH, BIASED, C)
-    out = by_columns(out_weight, 1, WIDTH, WIDTH, HEADS, C, E, D)
-    first = repeated(tl.zeros((C, SLICE), tl.float32), slices)
-    second = repeated(tl.zeros((C, SLICE), tl.float32), slices)
+    weights, biases, out = load_weights(in_weight, in_bias, out_weight, WIDTH, HEADS, BIASED, C, E, D)
+    # Of W_q and W_k, or of W_v and W_o.
+    of_projection = repeated(tl.zeros((C, SLICE), tl.float32), slices)
+    of_other = repeated(tl.zeros((C, SLICE), tl.float32), slices)
     bias = tl.zeros((C, BLOCK), tl.float32)
     out_bias = repeated(tl.zeros((SLICE, BLOCK), tl.float32), slices)
-    for start in tl.range(0, n, BLOCK):
+    for start in tl.range(0, in_chunk, BLOCK):
         rows = start + tl.arange(0, BLOCK)
-        x = load_tokens(tokens, rows, n, TOKENS, WIDTH, D)
-        above = load_rows(grad, WIDTH, rows, n, WIDTH, D)
+        x = load_tokens(tokens, rows, in_chunk, TOKENS, WIDTH, D)
+        above = load_rows(grad, WIDTH, rows, in_chunk, WIDTH, D)
         grad_queries, grad_keys, grad_values, context = gradients_of_rows(
             x, above, weights, biases, out, scale, TOKENS, C, E, D, BLOCK
         )
         for m in tl.static_range(TOKENS):
             tl.debug_barrier()  # see projections
             if SCORES:
-                first = add_products(grad_queries[m].to(kind), x, m * slices, first, slices)
-                second = add_products(grad_keys[m].to(kind), x, m * slices, second, slices)
+                of_projection = add_products(grad_queries[m].to(kind), x, m * slices, of_projection, slices)
+                of_other = add_products(grad_keys[m].to(kind), x, m * slices, of_other, slices)
                 bias += grad_queries[m]
             else:
-                first = add_products(grad_values[m].to(kind), x, m * slices, first, slices)
+                of_projection = add_products(grad_values[m].to(kind), x, m * slices, of_projection, slices)
                 bias += grad_values[m]
         if not SCORES:
-            second = add_products(context.to(kind), above, 0, second, slices)
+            of_other = add_products(context.to(kind), above, 0, of_other, slices)
             out_bias = added(out_bias, above, slices)
     of_bias = part + 4 * size
     for place in tl.static_range(slices):
@@ -520,11 +528,11 @@ def modality_attention_weight_gradients_kernel(
         inside = present[:, None] & (columns[None, :] < WIDTH)
         straight = features[:, None] * WIDTH + columns[None, :]
         if SCORES:
-            tl.store(part + straight, first[place], mask=inside)
-            tl.store(part + size + straight, second[place], mask=inside)
+            tl.store(part + straight, of_projection[place], mask=inside)
+            tl.store(part + size + straight, of_other[place], mask=inside)
         else:
-            tl.store(part + 2 * size + straight, first[place], mask=inside)
-            tl.store(part + 3 * size + columns[None, :] * WIDTH + features[:, None], second[place], mask=inside)
+            tl.store(part + 2 * size + straight, of_projection[place], mask=inside)
+            tl.store(part + 3 * size + columns[None, :] * WIDTH + features[:, None], of_other[place], mask=inside)
             tl.store(of_bias + 3 * WIDTH + columns, tl.sum(out_bias[place], 1), mask=columns < WIDTH)
     if SCORES:
         tl.store(of_bias + features, tl.sum(bias, 1), mask=present)
@@ -615,7 +623,10 @@ def modality_attention_gradient_kernel(
 
 
 def chunks(n: int, tokens: int, width: int) -> tuple[int, int]:
-    """Rows of a chunk and the number of chunks, which is a program each: see P in the module's docstring."""
+    """Rows of a chunk and the number of chunks, which is a program each: see P in the module's docstring.
+
+    Offsets within a chunk have 32 bits: no device holds so many tokens that a program's share of them needs more.
+    """
     programs = max(FEWEST_PROGRAMS, min(PROGRAMS, n * (tokens + 1) // (40 * width + 30)))
     chunk = max(SMALLEST_CHUNK, -(-n // (16 * programs)) * 16)
     return chunk, max(1, -(-n // chunk))

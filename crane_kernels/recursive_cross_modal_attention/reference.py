@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from crane_kernels import extension
+from crane_kernels.recompute import recomputed
 from crane_kernels.triton_support import without_autocast
 
 
@@ -85,14 +85,11 @@ def recursive_cross_modal_attention(
 ) -> Tensor:
     """The Gram form; where ``memory`` is "low", backward begins by running it again from its arguments."""
     arguments = x, w_joint, b_joint, w_attend, w_out, recursions, scale, rows
-    if memory == "fast" or extension.refuses_derivatives() is not None:  # torch.func takes no saved tensor hooks
-        return gram_form(*arguments)
-    result: Tensor = checkpoint(gram_form, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return result
+    return gram_form(*arguments) if memory == "fast" else recomputed(gram_form, *arguments)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Gram matrix and column sums of X."""
+    """Gram matrix and column sums of X; torch.func and forward-mode differentiation take no function of its kind."""
     if extension.refuses_derivatives() is not None:
         return x.T @ x, x.sum(0)
     result: tuple[Tensor, Tensor] = _Moments.apply(x)  # type: ignore[no-untyped-call]

@@ -9,8 +9,8 @@
 // Backward computes all of this again and goes through it in reverse. Compiled once for each instruction set.
 #include "modality_attention/kernel.h"
 
+#include <algorithm>
 #include <utility>
-#include <vector>
 
 #include "common/gemm.h"
 #include "common/vector.h"
@@ -110,7 +110,7 @@ class Block {
   }
 
   static int64_t scratch(int64_t width) {
-    return rows(width) * ((5 * kOthers + 4) * width + sizeof(Attention<T, kTokens>) / sizeof(T));
+    return rows(width) * ((5 * kOthers + 4) * width + sizeof(Attention<T, kTokens>) / sizeof(T)) + width;
   }
 
   Block(const ModalityAttentionArgs<T>& args, int64_t begin, int64_t end, T* scratch)
@@ -134,7 +134,8 @@ class Block {
     grad_mixed_ = take(1);
     grad_key_ = take(kOthers);
     grad_mixed_query_ = take(kOthers);
-    attention_ = reinterpret_cast<Attention<T, kTokens>*>(scratch);
+    grad_query_bias_ = scratch;
+    attention_ = reinterpret_cast<Attention<T, kTokens>*>(scratch + d_);
   }
 
   void forward() {
@@ -148,7 +149,7 @@ class Block {
   }
 
   void backward(T* sums) {
-    grad_query_bias_.assign(d_, T(0));
+    std::fill_n(grad_query_bias_, d_, T(0));
     const ModalityWeightGradients at(d_);
     const T* grad = args_.grad + begin_ * d_;
     keys();
@@ -267,11 +268,11 @@ class Block {
     }
   }
 
-  void backward_of_query_bias(int64_t h, T grad_score, const T* key, T* grad_key) {
+  void backward_of_query_bias(int64_t h, T grad_score, const T* key, T* grad_key) const {
     const int64_t first = h * head_width_;
     for_columns<T>(head_width_, [&]<typename V>(int64_t c) {
       V::store(grad_key + first + c, grad_score * V::load(args_.query_bias + first + c));
-      T* bias = grad_query_bias_.data() + first + c;
+      T* bias = grad_query_bias_ + first + c;
       V::store(bias, V::load(bias) + grad_score * V::load(key + first + c));
     });
   }
@@ -304,8 +305,8 @@ class Block {
   int64_t begin_, n_, d_, head_width_;
   T *difference_, *key_, *mixed_query_, *mixed_, *context_;
   T *grad_context_, *grad_mixed_, *grad_key_, *grad_mixed_query_;
+  T* grad_query_bias_;  // of the block's rows
   Attention<T, kTokens>* attention_;
-  std::vector<T> grad_query_bias_;  // of the block's rows
 };
 
 // Calls f(begin, end) for each block of the rows.
