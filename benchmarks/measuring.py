@@ -25,7 +25,7 @@ BUDGET, QUICK_BUDGET = 0.5, 0.25  # seconds for the rounds of ours and all peers
 SLOW, QUICK_SLOW = 0.5, 0.1  # seconds of a call that is not warmed up, nor measured for how many calls make a turn
 OFTEN = 0.2  # the share of all time for which ours, which every ratio hangs on, is timed after each peer
 COMPILES = "torch.compile"  # in the name of a peer: its first call compiles
-TURN = 5e-3  # seconds a turn takes at least, so that it begins to matter little what the turn before left in the caches
+TURN, QUICK_TURN = 20e-3, 5e-3  # seconds a turn takes at least: its first call finds the caches as others left them
 
 
 class Measure:
@@ -138,9 +138,9 @@ class Measure:
         for name, run in {"": ours, **peers}.items():
             if once[name] < self._slow:
                 once[name] = machine.seconds(run, self.device)
-            if once[name] < TURN:  # a single call finds cold caches
+            if once[name] < self._turn:
                 once[name] = machine.seconds(run, self.device, 5)
-        calls = {name: max(1, round(TURN / max(seconds, 1e-6))) for name, seconds in once.items()}
+        calls = {name: max(1, round(self._turn / max(seconds, 1e-6))) for name, seconds in once.items()}
         turns = {name: seconds * calls[name] for name, seconds in once.items()}
         often = len(turns) * turns[""] < OFTEN * sum(turns.values())
 
@@ -175,6 +175,10 @@ class Measure:
     @property
     def _slow(self) -> float:
         return QUICK_SLOW if self.quick else SLOW
+
+    @property
+    def _turn(self) -> float:
+        return QUICK_TURN if self.quick else TURN
 
     @property
     def _budget(self) -> float:

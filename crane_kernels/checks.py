@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 import sys
 from contextlib import suppress
+from numbers import Real
+from reprlib import repr as short  # a value may be a tensor, or have hundreds of digits
 from typing import TypeVar
 
 import torch
@@ -137,7 +139,8 @@ def labels(name: str, x: object, n_rows: int, device: torch.device, what: str) -
 def finite_rows(name: str, x: Tensor) -> None:
     """Check that ``x`` (n, d) holds neither NaN nor infinities.
 
-    While torch.compile traces the call, the check becomes part of its graph: a RuntimeError when that runs.
+    Tensors of the meta device hold nothing. While torch.compile traces the call, the check becomes part of its graph: a
+    RuntimeError when that runs.
 
     Raises:
         ValueError: it does; the first such row is named.
@@ -146,22 +149,24 @@ def finite_rows(name: str, x: Tensor) -> None:
         torch._assert_async(torch.isfinite(x).all(), f"{name}: found NaN or infinity, expected finite numbers")
         return
     # NaN and infinities show in the bounds: no mask of the size of x.
-    if x.numel() and not all(bool(bound.isfinite()) for bound in x.detach().aminmax()):
+    if x.device.type != "meta" and x.numel() and not all(bool(bound.isfinite()) for bound in x.detach().aminmax()):
         row = int((~torch.isfinite(x)).any(1).nonzero()[0])
         raise ValueError(f"{name}: found NaN or infinity in row {row}, expected finite numbers")
 
 
 def positive(name: str, value: object) -> float:
-    """Return ``value`` as a float if it is a finite number above zero.
+    """Return ``value`` as a float if it is a finite number (numpy's are, a bool is none) above zero.
 
     Raises:
         TypeError: it is no real number.
         ValueError: it is zero, negative, infinite or NaN.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: found {value!r}, expected a number")
+    if isinstance(value, bool) or not isinstance(value, int | float | Real):
+        raise TypeError(f"{name}: found {short(value)}, expected a number")
+    if not isinstance(value, int):  # which may be too large for a float
+        value = float(value)
     if not (0 < value <= sys.float_info.max):
-        raise ValueError(f"{name}: found {value}, expected a finite number above zero")
+        raise ValueError(f"{name}: found {short(value)}, expected a finite number above zero")
     return float(value)
 
 
@@ -172,9 +177,8 @@ def instance(name: str, value: object, kind: type[_T]) -> _T:
         TypeError: it is not.
     """
     if not isinstance(value, kind):
-        raise TypeError(
-            f"{name}: found {type(value).__name__}, expected a {kind.__module__.split('.')[0]} {kind.__name__}"
-        )
+        package = "" if kind.__module__ == "builtins" else f"{kind.__module__.split('.')[0]} "
+        raise TypeError(f"{name}: found {type(value).__name__}, expected a {package}{kind.__name__}")
     return value
 
 
@@ -210,9 +214,9 @@ def integer(name: str, value: object, minimum: int) -> int:
         with suppress(TypeError):
             found = operator.index(value)  # type: ignore[arg-type]
     if isinstance(found, bool) or not isinstance(found, int):
-        raise TypeError(f"{name}: found {value!r}, expected an int")
+        raise TypeError(f"{name}: found {short(value)}, expected an int")
     if found < minimum:
-        raise ValueError(f"{name}: found {found}, expected at least {minimum}")
+        raise ValueError(f"{name}: found {short(found)}, expected at least {minimum}")
     if found > INT64_MAX:
-        raise ValueError(f"{name}: found {found}, expected at most 2^63 - 1")
+        raise ValueError(f"{name}: found {short(found)}, expected at most 2^63 - 1")
     return found

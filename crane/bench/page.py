@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from crane.bench.charts import Picture, case_picture, fraction_picture, overview_picture, peer_names, slug
-from crane.bench.results import Results, Row, merged
+from crane.bench.results import Peer, Results, Row, merged
 from crane.files import write_atomically, write_text
 
 PAGE = "index.html"
@@ -36,11 +36,12 @@ a { color: inherit; }
 """
 _EXPLANATION = """
 <p>Every case is timed turn by turn with its peers in one process, so that what slows the machine for a while slows all
-of them; times are medians. A ratio is the peer's time over this package's: above 1 this package is faster. Results are
-compared before they are timed. Memory is the most that a call holds beyond what was held before it, its result
-included; small numbers are rough, since the system counts pages. The fraction of the limit is the time that the least
-possible work (every byte read and written once, every gathered row once an edge, every multiplication) would take at
-the rates measured on this machine, over the time it took; caches can lift it above 100%.</p>
+of them; times are medians. A ratio is the peer's time over this package's: above 1 this package is faster; of several
+runs it is the median, with the least and the most below it. Results are compared before they are timed. Memory is the
+most that a call holds beyond what was held before it, its result included; small numbers are rough, since the system
+counts pages. The fraction of the limit is the time that the least possible work (every byte read and written once,
+every gathered row once an edge, every multiplication) would take at the rates measured on this machine, over the time
+it took; caches can lift it above 100%.</p>
 """
 
 
@@ -147,12 +148,16 @@ def _case_table(rows: Sequence[Row]) -> str:
         line = [escape(row.scale), f"{row.size:,}", ours, escape(row.implementation), fraction]
         for name in peers:
             peer = row.peers.get(name)
-            memory = "" if peer is None else f"<small>{seconds(peer.seconds)}, {_bytes(peer.peak_bytes)}</small>"
-            line.append("not run" if peer is None else f"{ratio(peer.ratio)}{memory}")
+            line.append("not run" if peer is None else _peer_cell(peer))
         cells.append(line)
     absent = {name: reason for row in rows for name, reason in row.not_run.items()}
     notes = "; ".join(f"{name}: not run, {reason}" for name, reason in absent.items())
     return _table([escape(h) for h in header], cells, raw=True) + (f"<p>{escape(notes)}.</p>" if notes else "")
+
+
+def _peer_cell(peer: Peer) -> str:
+    between = f"<small>{ratio(min(peer.ratios))} to {ratio(max(peer.ratios))}</small>" if peer.ratios else ""
+    return f"{ratio(peer.ratio)}{between}<small>{seconds(peer.seconds)}, {_bytes(peer.peak_bytes)}</small>"
 
 
 def _not_run(results: Results, operation: str) -> str:

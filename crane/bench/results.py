@@ -21,11 +21,13 @@ class Peer:
         seconds: median of a call.
         ratio: ``seconds`` over ours: how many times as fast ours is.
         peak_bytes: most memory held during a call, if it could be measured.
+        ratios: where these are the medians of several runs, the ratio of each.
     """
 
     seconds: float
     ratio: float
     peak_bytes: int | None
+    ratios: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def _median_row(rows: Sequence[Row]) -> Row:
             statistics.median(peer.seconds for peer in values),
             statistics.median(peer.ratio for peer in values),
             _median(peer.peak_bytes for peer in values),
+            tuple(ratio for peer in values for ratio in peer.ratios or (peer.ratio,)) if len(values) > 1 else (),
         )
         for name, values in found.items()
     }

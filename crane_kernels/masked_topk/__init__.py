@@ -23,8 +23,8 @@ def masked_topk(
 ) -> tuple[Tensor, Tensor]:
     """The k items of the highest score <user, item> for each user, in descending order, ties by lowest item index.
 
-    Scores are compared as they come out in the dtype of ``user``, under autocast too. Not differentiable: the results
-    have no gradient.
+    Scores are compared as they come out in the dtype of ``user``, under autocast too; one that overflows to -inf is as
+    one left out. Not differentiable: the results have no gradient.
 
     Args:
         user: (U, d), floating point, finite.

@@ -49,7 +49,7 @@ def modality_attention(
         implementation: serve the call by this one (see :mod:`crane_kernels.dispatch`).
 
     Returns:
-        (N, d), dtype of ``tokens``.
+        (N, d), dtype of ``tokens``, or autocast's.
 
     Raises:
         TypeError: an argument is no dense floating-point tensor, or not of the dtype of ``tokens``.

@@ -18,13 +18,14 @@ P is at most PROGRAMS and, beyond FEWEST_PROGRAMS, no more than keep these bytes
 result's: with float32, M = 2 and d = 64 they are 1.04 at N = 255,404, 1.10 at N = 63,001 and 1.21 at N = 26,495, where
 fewer programs would move less and leave more of the device idle.
 
-In half precision, for one or two tokens (:func:`in_passes`), backward is three passes by as many programs, which
-compute the projections again: for the tokens' gradient, for those of W_q and W_k, and for those of W_v and W_o, of
-which each program leaves its part in float32, for PyTorch to sum::
+In half precision, for one or two tokens (:func:`in_passes`), backward is three passes, which compute the projections
+again: for the tokens' gradient, for those of W_q and W_k, and for those of W_v and W_o, of which each program leaves
+its part in float32, for PyTorch to sum. P is at most BACKWARD_PROGRAMS here, as there is more to compute than to move::
 
     tokens     loads  e N d (M + 1) + e P (7 d^2 + 2 d)    stores  e N d M
     W_q, W_k   loads  e N d (M + 1) + e P (4 d^2 + 2 d)    stores  4 P (2 d^2 + 2 d)
     W_v, W_o   loads  e N d (M + 1) + e P (4 d^2 + 2 d)    stores  4 P (2 d^2 + 2 d)
+    sums       loads  4 P (4 d^2 + 4 d)
 
 Elsewhere PyTorch multiplies by the weights, and a kernel does what is between the products::
 
@@ -53,6 +54,7 @@ from crane_kernels.triton_support import config, input_precision, kernel, operat
 
 PROGRAMS = 120  # about one a multiprocessor of the larger chips
 FEWEST_PROGRAMS = 64
+BACKWARD_PROGRAMS = 2 * PROGRAMS  # as many as are resident at once: the one waits while the other multiplies
 SMALLEST_CHUNK = 64
 MOST_TOKENS = 4
 SLICE = tl.constexpr(16)  # columns of a product at a time
@@ -309,6 +311,9 @@ def constants(width: int, tokens: int, heads: int, biased: bool, out_biased: boo
     }  # fmt: skip
 
 
+SPECIMENS = ((2, True), (1, False), (4, True), (3, False))  # tokens, and whether there are biases
+
+
 def heads_of(width: int) -> int:
     """For the compile matrix: four heads where the width is a power of two, else a number whose heads are padded."""
     return math.gcd(width, 60)
@@ -321,9 +326,9 @@ def forward_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
     heads = heads_of(width)
     precisions = ("ieee", "tf32") if dtype == torch.float32 else ("ieee",)
     return [
-        arguments | constants(width, tokens, heads, True, True) | {"PRECISION": precision}
+        arguments | constants(width, tokens, heads, biased, biased) | {"PRECISION": precision}
         for precision in precisions
-        for tokens in (2, 4)
+        for tokens, biased in SPECIMENS
         if fits(dtype, width, tokens, heads)
     ]
 
@@ -412,12 +417,14 @@ def in_passes(dtype: torch.dtype, width: int, tokens: int, heads: int) -> bool:
 
 def backward_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
     """For the compile matrix: what the kernels of the backward's passes take."""
-    heads, tokens = heads_of(width), 2
-    if not in_passes(dtype, width, tokens, heads):
-        return []
+    heads = heads_of(width)
     arguments = dict.fromkeys(("tokens", "grad", "in_weight", "in_bias", "out_weight"), "*x")
     arguments |= {"n": "i32", "chunk": "i32", "scale": "fp32"}
-    return [arguments | backward_constants(width, tokens, heads, True)]
+    return [
+        arguments | backward_constants(width, tokens, heads, biased)
+        for tokens, biased in SPECIMENS[:2]
+        if in_passes(dtype, width, tokens, heads)
+    ]
 
 
 def backward_constants(width: int, tokens: int, heads: int, biased: bool) -> dict[str, Any]:
@@ -544,7 +551,7 @@ def modality_attention_weight_gradients_kernel(
 def between_specimens(dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
     """For the compile matrix: what both kernels between the products take."""
     arguments = dict.fromkeys(("projected", "context"), "*x") | {"n": "i32", "scale": "fp32"}
-    return [arguments | between_constants(width, tokens, heads_of(width)) for tokens in (2, 4)]
+    return [arguments | between_constants(width, tokens, heads_of(width)) for tokens, _ in SPECIMENS]
 
 
 def between_constants(width: int, tokens: int, heads: int) -> dict[str, int]:
@@ -627,7 +634,11 @@ def chunks(n: int, tokens: int, width: int) -> tuple[int, int]:
 
     Offsets within a chunk have 32 bits: no device holds so many tokens that a program's share of them needs more.
     """
-    programs = max(FEWEST_PROGRAMS, min(PROGRAMS, n * (tokens + 1) // (40 * width + 30)))
+    return in_chunks(n, max(FEWEST_PROGRAMS, min(PROGRAMS, n * (tokens + 1) // (40 * width + 30))))
+
+
+def in_chunks(n: int, programs: int) -> tuple[int, int]:
+    """Rows of a chunk and the number of chunks: at most ``programs``, each but the last of SMALLEST_CHUNK or more."""
     chunk = max(SMALLEST_CHUNK, -(-n // (16 * programs)) * 16)
     return chunk, max(1, -(-n // chunk))
 
@@ -711,7 +722,7 @@ def _gradients_in_passes(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients by the kernels that keep the weights and their gradients on chip."""
     n, count, width = tokens.shape
-    chunk, programs = chunks(n, count, width)
+    chunk, programs = in_chunks(n, BACKWARD_PROGRAMS)
     # An absent bias is any other tensor, which the kernels do not touch.
     bias_or_any = in_proj_weight if in_proj_bias is None else in_proj_bias
     dense = [tensor.contiguous() for tensor in (tokens, grad, in_proj_weight, bias_or_any, out_proj_weight)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from crane_kernels import checks, dispatch, extension, triton_support
 from crane_kernels.dispatch import Implementation
 from crane_kernels.recursive_cross_modal_attention import cpp, reference
+from crane_kernels.triton_support import autocast, without_autocast
 
 Memory = Literal["fast", "low"]
 
@@ -44,7 +45,8 @@ def recursive_cross_modal_attention(
         C_m = tanh(X_m^T E * scale)              cross-correlation over all N rows, (d, d)
         X_m <- X_m + relu(X_m W_m C_m) V_m       residual refinement
 
-    Differentiable in ``x`` and the four weights.
+    Differentiable in ``x`` and the four weights. Under autocast all are taken in its dtype, as
+    ``torch.nn.functional.linear`` takes them.
 
     Args:
         x: (N, M, d), floating point; N may be zero.
@@ -62,7 +64,7 @@ def recursive_cross_modal_attention(
         implementation: serve the call by this one (see :mod:`crane_kernels.dispatch`).
 
     Returns:
-        (N, M, d), or (n, M, d) with ``rows``; dtype of ``x``.
+        (N, M, d), or (n, M, d) with ``rows``; dtype of ``x``, or autocast's.
 
     Raises:
         TypeError: an argument is no dense floating-point tensor, or not of the dtype of ``x``, or no number.
@@ -73,6 +75,7 @@ def recursive_cross_modal_attention(
     n, modalities, d = checks.tensor("x", x, 3).shape
     if modalities < 1 or d < 1:
         raise ValueError(f"x: found shape {tuple(x.shape)}, expected at least one modality of width at least one")
+    x, w_joint, b_joint, w_attend, w_out = autocast(x, w_joint, b_joint, w_attend, w_out)
     checks.beside("w_joint", w_joint, (modalities * d, d), x, "x")
     checks.beside("b_joint", b_joint, (d,), x, "x")
     checks.beside("w_attend", w_attend, (modalities, d, d), x, "x")
@@ -84,17 +87,18 @@ def recursive_cross_modal_attention(
     if rows is not None:
         checks.indices("rows", rows, n, "the rows of x")
         checks.same_device("rows", rows, x.device, "x")
-    result: Tensor = dispatch.call(
-        "recursive_cross_modal_attention",
-        implementation,
-        x,
-        w_joint,
-        b_joint,
-        w_attend,
-        w_out,
-        recursions,
-        factor,
-        rows,
-        memory,
-    )
+    with without_autocast(x):
+        result: Tensor = dispatch.call(
+            "recursive_cross_modal_attention",
+            implementation,
+            x,
+            w_joint,
+            b_joint,
+            w_attend,
+            w_out,
+            recursions,
+            factor,
+            rows,
+            memory,
+        )
     return result

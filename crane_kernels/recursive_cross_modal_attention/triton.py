@@ -52,11 +52,7 @@ TOTAL_WIDTH = 128  # of all modalities: beyond it the Gram matrix does not fit a
 TOTAL_WIDTH_OF_MANY = 96  # of three and more, which have more blocks of it
 
 
-# Triton 3.4 has it there only.
-constexpr_function = getattr(triton, "constexpr_function", None) or tl.core.constexpr_function
-
-
-@constexpr_function
+@triton.constexpr_function
 def pair_index(first, second, modalities):
     """The place of the Gram matrix's block (first, second), first <= second, among a program's."""
     return first * modalities - first * (first - 1) // 2 + second - first
@@ -746,14 +742,11 @@ def recursive_cross_modal_attention(
     memory: str = "fast",
 ) -> Tensor:
     """The Gram form by Triton kernels; where ``rows`` are wanted, the last recursion is the reference's."""
-    tensors = triton_support.autocast(x, w_joint, b_joint, w_attend, w_out)
+    weights = w_joint, b_joint, w_attend, w_out
     before = recursions if rows is None else recursions - 1
     if before > 0:
-        keep = memory == "fast" and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        refined = rca_forward(*(tensor.contiguous() for tensor in tensors), before, scale, keep)[0]
-        tensors = refined, *tensors[1:]
+        keep = memory == "fast" and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
+        x = rca_forward(*(tensor.contiguous() for tensor in (x, *weights)), before, scale, keep)[0]
     if rows is None:
-        return tensors[0]
-    x, w_joint, b_joint, w_attend, w_out = tensors
-    last = min(recursions, 1)
-    return reference.recursive_cross_modal_attention(x, w_joint, b_joint, w_attend, w_out, last, scale, rows, memory)
+        return x
+    return reference.recursive_cross_modal_attention(x, *weights, min(recursions, 1), scale, rows, memory)

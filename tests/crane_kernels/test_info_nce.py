@@ -3,6 +3,7 @@
 import math
 
 import instruction_sets
+import numpy as np
 import pytest
 import torch
 
@@ -144,7 +145,8 @@ def test_float32_is_stable_at_a_low_temperature():
         ({"ids": torch.zeros(3)}, TypeError, "ids: found dtype torch.float32"),
         ({"ids": torch.zeros(2, dtype=torch.int64)}, ValueError, r"ids: found shape \(2,\), expected \(3,\)"),
         ({"ids": torch.zeros(3, dtype=torch.int64, device="meta")}, ValueError, "ids: found on device meta"),
-        ({"symmetric": 1}, TypeError, "symmetric: found int"),
+        ({"symmetric": 1}, TypeError, "symmetric: found int, expected a bool$"),
+        ({"temperature": torch.ones(900)}, TypeError, "temperature: found tensor.{1,40}, expected a number$"),
     ],
 )
 def test_refusals(change, error, text):
@@ -347,6 +349,12 @@ def test_autocast_changes_nothing(n, implementation):
         found = info_nce(*leaves, 0.1, implementation=implementation)
     assert torch.equal(found, expected)
     assert all(map(torch.equal, torch.autograd.grad(found, leaves), gradients))
+
+
+def test_temperatures_of_numpy():
+    a, b = views(4, 3)
+    assert torch.equal(info_nce(a, b, np.float32(0.25)), info_nce(a, b, 0.25))
+    assert torch.equal(info_nce(a, b, np.int64(1)), info_nce(a, b, 1))
 
 
 def test_the_meta_device():

@@ -109,6 +109,13 @@ def test_autocast_changes_nothing():
         assert all(map(torch.equal, masked_topk(user, item, None, 10), expected))
 
 
+def test_the_meta_device():
+    user, item = torch.empty(3, 2, device="meta"), torch.empty(5, 2, device="meta")
+    scores, indices = masked_topk(user, item, None, 4, implementation="reference")
+    assert scores.device.type == indices.device.type == "meta"
+    assert scores.shape == indices.shape == (3, 4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_dtype_of_scores_and_no_gradient(dtype):
     user, item = (table.to(dtype).requires_grad_() for table in tables(3, 4, 2))

@@ -158,6 +158,14 @@ def test_a_case_of_several_runs_counts_by_its_medians(results: Path, tmp_path: P
     assert "medians of 3 runs" in page
 
 
+def test_the_ratios_of_several_runs_are_shown_with_their_range(results: Path, tmp_path: Path) -> None:
+    runs = [load(with_ratio(tmp_path / f"{value}.json", value)) for value in (4.0, 2.5, 3.0)]
+    found = merged([merged(runs[:2]), runs[2]]).rows[0].peers["slow"]
+    assert sorted(found.ratios) == [2.5, 3.0, 4.0]
+    assert "3×<small>2.5× to 4×</small>" in write_page(runs, tmp_path / "several").read_text(encoding="utf-8")
+    assert "× to " not in write_page(runs[:1], tmp_path / "one").read_text(encoding="utf-8")
+
+
 def test_a_peer_that_ran_once_is_not_said_to_be_missing(tmp_path: Path) -> None:
     absent = write(tmp_path / "absent.json", [entry("baby", peers={}, not_run={"slow": "not installed"})])
     (row,) = merged([load(with_ratio(tmp_path / "present.json", 4.0)), load(absent)]).rows
