@@ -35,10 +35,11 @@ GPU_BACKENDS = ("cuda", "triton")
 REAL = "data"  # the scale that --data gives
 WITH_FORWARD = ("spmm",)  # what is measured forward alone, too, by default
 NOT_RUN = pytest.StashKey[list[dict[str, str]]]()
+INTERRUPTED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="one small scale and few rounds, in under a minute")
+    parser.addoption("--quick", action="store_true", help="one small scale and few rounds, in about a minute")
     parser.addoption(
         "--scale",
         action="append",
@@ -49,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--data",
         default=os.environ.get("CRANE_AMAZON_BABY"),
         metavar="FOLDER",
-        help="also measure what has real data on this data set (default: CRANE_AMAZON_BABY)",
+        help="also measure what has real data on this data set, but with --quick (default: CRANE_AMAZON_BABY)",
     )
     parser.addoption("--hold", action="store_true", help="fail where a ratio is below what the benchmark promises")
     parser.addoption("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")
@@ -57,6 +58,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[NOT_RUN] = []
+    config.stash[INTERRUPTED] = False
+    folder = config.getoption("--data")
+    if folder is not None and not Path(folder).is_dir():
+        raise pytest.UsageError(f"--data: found {folder!r}, which is no folder, expected one with a data set")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -237,11 +242,19 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         item.config.stash[NOT_RUN].append({"name": item.name, **_where(item), "reason": reason})
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-benchmark writes its files
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
+    session.config.stash[INTERRUPTED] = exitstatus == pytest.ExitCode.INTERRUPTED
+    yield
+
+
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info["crane"] = environment() | {"threads": config.getoption("--threads")}
-    devices = ["cpu", *(["cuda"] if torch.cuda.device_count() else [])]
-    machine_info["limits"] = {d: vars(machine.limits(d, config.getoption("--quick"))) for d in devices}
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
+    devices = ["cpu", *(["cuda"] if torch.cuda.device_count() else [])]
+    # Not with the machine's facts: they are measured, and pytest-benchmark warns of machines that differ.
+    output_json["limits"] = {d: vars(machine.limits(d, config.getoption("--quick"))) for d in devices}
     output_json["not_run"] = config.stash[NOT_RUN]
+    output_json["interrupted"] = config.stash[INTERRUPTED]

@@ -25,7 +25,7 @@ BUDGET, QUICK_BUDGET = 0.5, 0.25  # seconds for the rounds of ours and all peers
 SLOW, QUICK_SLOW = 0.5, 0.1  # seconds of a call that is not warmed up, nor measured for how many calls make a turn
 OFTEN = 0.2  # the share of all time for which ours, which every ratio hangs on, is timed after each peer
 COMPILES = "torch.compile"  # in the name of a peer: its first call compiles
-TURN, QUICK_TURN = 20e-3, 5e-3  # seconds a turn takes at least: its first call finds the caches as others left them
+TURN, QUICK_TURN = 20e-3, 5e-3  # seconds a turn takes about, or more: its first call finds caches as others left them
 
 
 class Measure:
@@ -138,7 +138,7 @@ class Measure:
         for name, run in {"": ours, **peers}.items():
             if once[name] < self._slow:
                 once[name] = machine.seconds(run, self.device)
-            if once[name] < self._turn:
+            if once[name] < self._turn:  # a single call finds cold caches
                 once[name] = machine.seconds(run, self.device, 5)
         calls = {name: max(1, round(self._turn / max(seconds, 1e-6))) for name, seconds in once.items()}
         turns = {name: seconds * calls[name] for name, seconds in once.items()}

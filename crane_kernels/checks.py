@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import reprlib
 import sys
 from contextlib import suppress
 from numbers import Real
-from reprlib import repr as short  # a value may be a tensor, or have hundreds of digits
 from typing import TypeVar
 
 import torch
@@ -19,6 +20,15 @@ INT64_MAX = 2**63 - 1
 LARGEST = 2**48  # sizes from here on fit no memory
 _INT32_MAX = 2**31 - 1
 _COUNTS = {1: "one dimension", 2: "two dimensions", 3: "three dimensions"}
+
+
+def short(value: object) -> str:
+    """What to call a value in a message: it may be a tensor, or have more digits than Python prints."""
+    return (
+        f"an int of {value.bit_length()} bits"
+        if isinstance(value, int) and abs(value) > LARGEST**2
+        else reprlib.repr(value)
+    )
 
 
 def matrix(name: str, x: object) -> Tensor:
@@ -163,11 +173,12 @@ def positive(name: str, value: object) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float | Real):
         raise TypeError(f"{name}: found {short(value)}, expected a number")
-    if not isinstance(value, int):  # which may be too large for a float
-        value = float(value)
-    if not (0 < value <= sys.float_info.max):
+    number = math.inf
+    with suppress(OverflowError):  # of an int or a fraction that is too large for a float
+        number = float(value)
+    if not (0 < number <= sys.float_info.max):
         raise ValueError(f"{name}: found {short(value)}, expected a finite number above zero")
-    return float(value)
+    return number
 
 
 def instance(name: str, value: object, kind: type[_T]) -> _T:

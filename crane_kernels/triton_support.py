@@ -20,7 +20,7 @@ from torch import Tensor
 from crane_kernels import extension
 from crane_kernels.dispatch import Implementation
 
-OLDEST = (3, 4)
+OLDEST = (3, 7)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 256
 # The interpreter of Triton 3.8 multiplies the bit patterns of bfloat16 and rounds to it toward zero.
@@ -88,13 +88,20 @@ def refuses(name: str, x: Tensor, width: int) -> str | None:
     return extension.refuses_derivatives()
 
 
-def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in autocast's dtype, where autocast is on for the first's device; float64 stays, as torch has it."""
-    device = tensors[0].device.type
-    if not _autocasts(device):
-        return tensors
+def autocast(first: Tensor, *others: Any) -> tuple[Any, ...]:
+    """The tensors in autocast's dtype, where autocast is on for the first's device; as torch has it, float64 stays.
+
+    Beside a first of float64 all stay, and what is no floating-point tensor always does: checks that follow name it.
+    """
+    device = first.device.type
+    if not _autocasts(device) or first.dtype == torch.float64:
+        return first, *others
     dtype = torch.get_autocast_dtype(device)
-    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+    return tuple(tensor.to(dtype) if _casts(tensor) else tensor for tensor in (first, *others))
+
+
+def _casts(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[object]:

@@ -118,7 +118,8 @@ def write_results(path: Path) -> None:
     facts["versions"] = {"torch": "2.13.0"}
     document = {
         "benchmarks": [{"extra_info": info}],
-        "machine_info": {"crane": facts, "limits": {}},
+        "machine_info": {"crane": facts},
+        "limits": {},
         "not_run": [],
         "datetime": "2026-01-02T03:04:05",
     }

@@ -67,7 +67,7 @@ def cases() -> dict[tuple[str, str], Case]:
         for row in re.findall(r"<tr>(<td>.*?)</tr>", table, re.S):
             scale, _, ours, _, _, *others = re.findall(r"<td>(.*?)</td>", row, re.S)
             peers = {
-                name: Cell(re.findall(r"<small>(.*?)</small>", cell)[0], float(cell.partition("×")[0]))
+                name: Cell(re.findall(r"<small>(.*?)</small>", cell)[-1], float(cell.partition("×")[0]))
                 for name, cell in zip(header[5:], others, strict=True)
                 if "×" in cell
             }

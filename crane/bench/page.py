@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -28,8 +30,10 @@ svg { width: 100%; height: auto; max-height: 90rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .7rem; text-align: right; vertical-align: top; }
 th { background: var(--soft); font-weight: 600; }
+td { white-space: nowrap; }
+.words td { white-space: normal; }
 th:first-child, td:first-child, .words td, .words th { text-align: left; }
-td small { display: block; opacity: .75; white-space: nowrap; }
+td small { display: block; opacity: .75; }
 td b { color: var(--mark); }
 nav a { display: inline-block; margin-right: 1rem; }
 a { color: inherit; }
@@ -55,7 +59,7 @@ def write_page(runs: Sequence[Results], folder: Path) -> Path:
         OSError: the folder cannot be written.
     """
     results = merged(runs)
-    folder.mkdir(parents=True, exist_ok=True)
+    _writable(folder)
     groups = results.by_title()
     compared = [[row for row in rows if row.peers] for rows in groups.values()]
     largest = [rows[-1] for rows in compared if rows]
@@ -81,10 +85,20 @@ def write_page(runs: Sequence[Results], folder: Path) -> Path:
         parts.append(_not_run(results, operation))
     unmeasured = {case["operation"] for case in results.not_run} - {row.operation for row in results.rows}
     parts += [f"<h2>{escape(name)}</h2>{_not_run(results, name)}" for name in sorted(unmeasured)]
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / PAGE, _document(results, "\n".join(parts)))
     for picture in pictures:
         write_atomically(folder / f"{picture.name}.png", picture.write_png)
     return folder / PAGE
+
+
+def _writable(folder: Path) -> None:
+    """Raise an OSError where ``folder`` plainly cannot be made or written, before the pictures take their time."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    if not os.access(there, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
 def _document(results: Results, body: str) -> str:
@@ -102,7 +116,7 @@ def _document(results: Results, body: str) -> str:
 def _machine(results: Results) -> str:
     machine = results.machine
     several = f"medians of {results.runs} runs, of which this is the last" if results.runs > 1 else ""
-    quick = "a quick run" if results.rows[0].quick else ""
+    quick = "quick" if results.quick else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     rows = [
         ("measured", ", ".join(filter(None, (results.time[:16].replace("T", " "), several, quick)))),
@@ -113,7 +127,7 @@ def _machine(results: Results) -> str:
     ]
     for device, limits in results.limits.items():
         gather = ", ".join(
-            f"{rate / 1e9:.0f} GB/s from {int(size) / 2**20:.0f} MiB" for size, rate in limits["gather"].items()
+            f"{rate / 1e9:.0f} GB/s from {size / 2**20:.0f} MiB" for size, rate in limits["gather"].items()
         )
         copy, product = f"copy {limits['stream'] / 1e9:.0f} GB/s", f"product {limits['matmul'] / 1e9:.0f} GFLOP/s"
         rows.append((f"limits of {device}", f"{copy}; random rows {gather}; {product}"))
@@ -134,7 +148,7 @@ def _overview_table(rows: Iterable[Row]) -> str:
 
 
 def _fraction_table(rows: Iterable[Row]) -> str:
-    cells = [(row.title, row.scale, seconds(row.seconds), f"{row.fraction or 0:.0%}", row.bound) for row in rows]
+    cells = [(row.title, row.scale, seconds(row.seconds), percent(row.fraction or 0), row.bound) for row in rows]
     return _table(["case", "scale", "time", "fraction", "of the limit of"], cells)
 
 
@@ -144,7 +158,7 @@ def _case_table(rows: Sequence[Row]) -> str:
     cells = []
     for row in rows:
         ours = f"{seconds(row.seconds)}<small>{_bytes(row.peak_bytes)}</small>"
-        fraction = "" if row.fraction is None else f"{row.fraction:.0%}<small>{row.bound}</small>"
+        fraction = "" if row.fraction is None else f"{percent(row.fraction)}<small>{row.bound}</small>"
         line = [escape(row.scale), f"{row.size:,}", ours, escape(row.implementation), fraction]
         for name in peers:
             peer = row.peers.get(name)
@@ -187,6 +201,11 @@ def seconds(value: float) -> str:
 def ratio(value: float) -> str:
     """A speed-up, to three digits at most."""
     return f"{value:.3g}×" if value < 100 else f"{value:.0f}×"
+
+
+def percent(value: float) -> str:
+    """A fraction in percent, whole from one on."""
+    return f"{value:.0%}" if value >= 0.01 else f"{value:.1%}"
 
 
 def _bytes(value: int | None) -> str:

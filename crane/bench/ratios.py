@@ -6,12 +6,16 @@ one. What is left of the noise is in each ratio's own tolerance: a fifth, or mor
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from reprlib import repr as short
 
+from crane.bench.reading import Object, count, each, field, positive, read_object, text
 from crane.bench.results import Results
 from crane.files import write_text
 
@@ -40,11 +44,13 @@ class Ratios:
     Attributes:
         threads: with which they were measured.
         torch: with which version.
-        cases: of full runs, or of quick ones.
+        quick: whether by quick runs.
+        cases: at least one.
     """
 
     threads: int
     torch: str
+    quick: bool
     cases: dict[str, dict[str, Ratio]]
 
     @classmethod
@@ -56,16 +62,31 @@ class Ratios:
             ValueError: it holds no ratios.
         """
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            cases = {
-                case: {peer: Ratio(**ratio) for peer, ratio in peers.items()} for case, peers in found["cases"].items()
-            }
-            return cls(int(found["threads"]), str(found["torch"]), cases)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: found no ratios, expected what crane bench --record writes") from error
+            found = read_object(path)
+            cases = field(found, "cases", dict)
+            read = cls(
+                count(found, "threads"),
+                text(found, "torch"),
+                field(found, "quick", bool),
+                {case: each(cases, case, _ratio) for case in cases},
+            )
+            if not any(read.cases.values()):
+                raise ValueError("no case")
+        except ValueError as error:
+            raise ValueError(f"{path}: found no ratios ({error}), expected what crane bench --record writes") from error
+        return read
 
     def save(self, path: Path) -> None:
-        """Write them as JSON."""
+        """Write them as JSON, to a new file or in the place of other ratios.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: there is something else.
+        """
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if path.exists():
+            Ratios.load(path)
         write_text(path, json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
 
 
@@ -84,6 +105,13 @@ class Finding:
         return self.found is not None and self.found >= self.expected.least
 
 
+def _ratio(info: Object) -> Ratio:
+    tolerance = info.get("tolerance")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance is {short(tolerance)}, not between 0 and 1")
+    return Ratio(positive(info, "ratio"), tolerance)
+
+
 def record(runs: Sequence[Results]) -> Ratios:
     """The medians of several runs' ratios; each tolerates a fifth, or half as much again as the runs fell below it."""
     measured: dict[str, dict[str, list[float]]] = {}
@@ -93,9 +121,8 @@ def record(runs: Sequence[Results]) -> Ratios:
                 measured.setdefault(row.name, {}).setdefault(peer, []).append(values.ratio)
     cases = {case: _kept(peers) for case, peers in measured.items()}
     machine = runs[0].machine
-    return Ratios(
-        machine["threads"], machine["versions"]["torch"], {case: kept for case, kept in cases.items() if kept}
-    )
+    kept = {case: peers for case, peers in cases.items() if peers}
+    return Ratios(machine["threads"], machine["versions"]["torch"], runs[0].quick, kept)
 
 
 def _kept(peers: dict[str, list[float]]) -> dict[str, Ratio]:

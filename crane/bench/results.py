@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+from crane.bench.reading import Object, count, each, field, objects, optional, positive, read_object, text
 
 Number = TypeVar("Number", int, float)
 
@@ -103,6 +105,11 @@ class Results:
     time: str
     runs: int = 1
 
+    @property
+    def quick(self) -> bool:
+        """Whether the runs had few rounds."""
+        return self.rows[0].quick
+
     def by_title(self) -> dict[str, list[Row]]:
         """The rows of each picture, from small to large."""
         groups: dict[str, list[Row]] = {}
@@ -111,24 +118,33 @@ class Results:
         return {title: sorted(rows, key=lambda row: row.size) for title, rows in groups.items()}
 
 
-def load(path: Path) -> Results:
-    """Read one run.
+def load(paths: Sequence[Path]) -> list[Results]:
+    """Read runs of one kind, quick or not.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no JSON of these benchmarks, or holds no rows.
+        OSError: a file cannot be read.
+        ValueError: a file holds no whole run of these benchmarks, or is given twice, or the runs are of both kinds.
     """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"found the same file twice among {', '.join(map(str, paths))}, expected a file a run")
+    runs = [_load(path) for path in paths]
+    if len({run.quick for run in runs}) > 1:
+        raise ValueError("found quick runs beside others, expected runs of one kind: what they measure differs")
+    return runs
+
+
+def _load(path: Path) -> Results:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(_row(benchmark["extra_info"]) for benchmark in document["benchmarks"])
-        machine = document["machine_info"]
-        results = Results(rows, tuple(document["not_run"]), machine["crane"], machine["limits"], document["datetime"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        document = read_object(path)
+        results = _results(document)
+    except ValueError as error:
         raise ValueError(
-            f"{path}: found no results of these benchmarks ({error!r}), expected what pytest benchmarks "
+            f"{path}: found no results of these benchmarks ({error}), expected what pytest benchmarks "
             "--benchmark-only --benchmark-json FILE writes"
         ) from error
-    if not rows:
+    if document.get("interrupted"):
+        raise ValueError(f"{path}: found the results of a run that was interrupted, expected those of a whole one")
+    if not results.rows:
         raise ValueError(f"{path}: found no measured case, expected at least one")
     return results
 
@@ -151,15 +167,7 @@ def _median_row(rows: Sequence[Row]) -> Row:
     found: dict[str, list[Peer]] = {}
     for name, peer in (pair for row in rows for pair in row.peers.items()):
         found.setdefault(name, []).append(peer)
-    peers = {
-        name: Peer(
-            statistics.median(peer.seconds for peer in values),
-            statistics.median(peer.ratio for peer in values),
-            _median(peer.peak_bytes for peer in values),
-            tuple(ratio for peer in values for ratio in peer.ratios or (peer.ratio,)) if len(values) > 1 else (),
-        )
-        for name, values in found.items()
-    }
+    peers = {name: _median_peer(values) for name, values in found.items()}
     return replace(
         rows[-1],
         seconds=statistics.median(row.seconds for row in rows),
@@ -170,16 +178,83 @@ def _median_row(rows: Sequence[Row]) -> Row:
     )
 
 
+def _median_peer(peers: Sequence[Peer]) -> Peer:
+    ratios = tuple(ratio for peer in peers for ratio in peer.ratios or (peer.ratio,))
+    return Peer(
+        statistics.median(peer.seconds for peer in peers),
+        statistics.median(ratios),
+        _median(peer.peak_bytes for peer in peers),
+        ratios if len(ratios) > 1 else (),
+    )
+
+
 def _median(values: Iterable[Number | None]) -> Number | None:
     """The lower median of what was measured, which is one of the values; None when nothing was."""
     measured = [value for value in values if value is not None]
     return statistics.median_low(measured) if measured else None
 
 
-def _row(info: dict[str, Any]) -> Row:
-    fields = {name: info[name] for name in Row.__annotations__ if name not in ("peers", "fraction", "bound")}
-    peers = {name: Peer(**peer) for name, peer in info["peers"].items()}
-    return Row(**fields, peers=peers, fraction=info.get("fraction"), bound=info.get("bound"))
+def _results(document: Object) -> Results:
+    rows = [_row(field(benchmark, "extra_info", dict)) for benchmark in objects(document, "benchmarks")]
+    names = Counter(row.name for row in rows)
+    if twice := [name for name, times in names.items() if times > 1]:
+        raise ValueError(f"the case {twice[0]} is there twice")
+    if len({row.quick for row in rows}) > 1:
+        raise ValueError("some cases are of a quick run")
+    not_run = objects(document, "not_run")
+    for case in not_run:
+        for name in ("operation", "backend", "reason"):
+            text(case, name)
+    return Results(
+        rows=tuple(rows),
+        not_run=tuple(not_run),
+        machine=_machine(field(field(document, "machine_info", dict), "crane", dict)),
+        limits=each(document, "limits", _limits),
+        time=text(document, "datetime"),
+    )
+
+
+def _row(info: Object) -> Row:
+    return Row(
+        operation=text(info, "operation"),
+        case=text(info, "case"),
+        scale=text(info, "scale"),
+        backend=text(info, "backend"),
+        size=count(info, "size"),
+        unit=text(info, "unit"),
+        implementation=text(info, "implementation"),
+        seconds=positive(info, "seconds"),
+        peak_bytes=optional(info, "peak_bytes", count),
+        fraction=optional(info, "fraction", positive),
+        bound=optional(info, "bound", text),
+        peers=each(info, "peers", _peer),
+        not_run={name: text(info["not_run"], name) for name in field(info, "not_run", dict)},
+        quick=field(info, "quick", bool),
+    )
+
+
+def _peer(info: Object) -> Peer:
+    return Peer(positive(info, "seconds"), positive(info, "ratio"), optional(info, "peak_bytes", count))
+
+
+def _machine(info: Object) -> Object:
+    for name in ("cores", "threads"):
+        count(info, name)
+    text(info, "processor")
+    optional(info, "instruction_set", text)
+    text(field(info, "versions", dict), "torch")
+    for device in field(info, "devices", list):
+        if not isinstance(device, str):
+            raise ValueError(f"a device is {device!r}, not of type str")
+    return info
+
+
+def _limits(info: Object) -> Object:
+    gather = field(info, "gather", dict)
+    return {
+        **{name: positive(info, name) for name in ("stream", "matmul")},
+        "gather": {int(size): positive(gather, size) for size in gather},
+    }
 
 
 def exponent(points: Iterable[tuple[float, float]]) -> float | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from crane.files import TEMPORARY_SUFFIX
+
 
 class UserError(Exception):
     """What was asked for cannot be done; the message is one sentence for people."""
@@ -26,5 +28,5 @@ def sentence(error: Exception) -> str:
     """What an error says, in one line; of a file, its name and the reason."""
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
+        text = f"{str(error.filename).removesuffix(TEMPORARY_SUFFIX)}: {error.strerror}"
     return " ".join(text.split())

@@ -49,7 +49,7 @@ def modality_attention(
         implementation: serve the call by this one (see :mod:`crane_kernels.dispatch`).
 
     Returns:
-        (N, d), dtype of ``tokens``, or autocast's.
+        (N, d), dtype of ``tokens``, or autocast's where that is no float64.
 
     Raises:
         TypeError: an argument is no dense floating-point tensor, or not of the dtype of ``tokens``.
@@ -61,8 +61,9 @@ def modality_attention(
         raise ValueError(
             f"tokens: found shape {tuple(tokens.shape)}, expected at least one token of width at least one"
         )
-    tokens, in_proj_weight, out_proj_weight = autocast(tokens, in_proj_weight, out_proj_weight)
-    in_proj_bias, out_proj_bias = (x if x is None else autocast(x)[0] for x in (in_proj_bias, out_proj_bias))
+    tokens, in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias = autocast(
+        tokens, in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias
+    )
     checks.beside("in_proj_weight", in_proj_weight, (3 * d, d), tokens, "tokens")
     checks.beside("out_proj_weight", out_proj_weight, (d, d), tokens, "tokens")
     if in_proj_bias is not None:

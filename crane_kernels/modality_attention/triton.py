@@ -20,7 +20,8 @@ fewer programs would move less and leave more of the device idle.
 
 In half precision, for one or two tokens (:func:`in_passes`), backward is three passes, which compute the projections
 again: for the tokens' gradient, for those of W_q and W_k, and for those of W_v and W_o, of which each program leaves
-its part in float32, for PyTorch to sum. P is at most BACKWARD_PROGRAMS here, as there is more to compute than to move::
+its part in float32, for PyTorch to sum. P is at most BACKWARD_PROGRAMS here, as what takes long is to compute, not to
+move (by count of instructions; no GPU has timed it)::
 
     tokens     loads  e N d (M + 1) + e P (7 d^2 + 2 d)    stores  e N d M
     W_q, W_k   loads  e N d (M + 1) + e P (4 d^2 + 2 d)    stores  4 P (2 d^2 + 2 d)
@@ -54,7 +55,7 @@ from crane_kernels.triton_support import config, input_precision, kernel, operat
 
 PROGRAMS = 120  # about one a multiprocessor of the larger chips
 FEWEST_PROGRAMS = 64
-BACKWARD_PROGRAMS = 2 * PROGRAMS  # as many as are resident at once: the one waits while the other multiplies
+BACKWARD_PROGRAMS = 2 * PROGRAMS  # as their registers allow a multiprocessor: one waits while another multiplies
 SMALLEST_CHUNK = 64
 MOST_TOKENS = 4
 SLICE = tl.constexpr(16)  # columns of a product at a time

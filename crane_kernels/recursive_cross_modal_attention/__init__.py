@@ -46,7 +46,7 @@ def recursive_cross_modal_attention(
         X_m <- X_m + relu(X_m W_m C_m) V_m       residual refinement
 
     Differentiable in ``x`` and the four weights. Under autocast all are taken in its dtype, as
-    ``torch.nn.functional.linear`` takes them.
+    ``torch.nn.functional.linear`` takes them (on the CPU by the reference, as its kernels have no half precision).
 
     Args:
         x: (N, M, d), floating point; N may be zero.
@@ -54,7 +54,7 @@ def recursive_cross_modal_attention(
         b_joint: b_E, (d,).
         w_attend: W_m, (M, d, d).
         w_out: V_m, (M, d, d).
-        recursions: number of recursions, at least 0 (which returns ``x``).
+        recursions: number of recursions, at least 0 (which returns ``x``, under autocast in its dtype).
         scale: factor within the tanh, above zero; None: 1 / sqrt(d * N), so that its effect does not change with N.
             To ``torch.export`` it is a constant: give it where N is dynamic.
         rows: (n,) int64 or int32 rows of the result that are wanted, in any order and number; None: all. The other rows
@@ -64,7 +64,7 @@ def recursive_cross_modal_attention(
         implementation: serve the call by this one (see :mod:`crane_kernels.dispatch`).
 
     Returns:
-        (N, M, d), or (n, M, d) with ``rows``; dtype of ``x``, or autocast's.
+        (N, M, d), or (n, M, d) with ``rows``; dtype of ``x``, or autocast's where that is no float64.
 
     Raises:
         TypeError: an argument is no dense floating-point tensor, or not of the dtype of ``x``, or no number.

@@ -1,6 +1,8 @@
 """InfoNCE against a loop; stability; zero rows; the path that recomputes its blocks; the compiled kernels."""
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 
 import instruction_sets
 import numpy as np
@@ -349,6 +351,22 @@ def test_autocast_changes_nothing(n, implementation):
         found = info_nce(*leaves, 0.1, implementation=implementation)
     assert torch.equal(found, expected)
     assert all(map(torch.equal, torch.autograd.grad(found, leaves), gradients))
+
+
+@pytest.mark.parametrize(
+    "number",
+    [Fraction(10) ** 400, 10**5000, Fraction(-1, 3), np.float32("nan")],
+    ids=["1e400", "1e5000", "-1/3", "nan"],
+)
+def test_numbers_that_are_no_temperature(number):
+    with pytest.raises(ValueError, match=r"^temperature: found .{1,60}, expected a finite number above zero$"):
+        info_nce(*views(4, 3), number)
+
+
+@pytest.mark.parametrize("value", [Decimal("0.1"), np.bool_(True), True, "0.1", torch.tensor(0.1)])
+def test_what_is_no_number(value):
+    with pytest.raises(TypeError, match=r"^temperature: found .*, expected a number$"):
+        info_nce(*views(4, 3), value)
 
 
 def test_temperatures_of_numpy():

@@ -185,11 +185,39 @@ def test_autocast_takes_features_and_weights_in_its_dtype(dtype: torch.dtype):
         assert torch.equal(tensor.grad.bfloat16(), half.grad)
 
 
+@pytest.mark.parametrize("memory", ["fast", "low"])
+def test_compiles_under_autocast(memory: str):
+    tensors = inputs(30, 2, 8, torch.float32)
+    rows = torch.tensor([3, 0, 3])
+
+    def call(*arguments: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return recursive_cross_modal_attention(*arguments, 2, rows=rows, memory=memory)
+
+    found = value_and_gradients(torch.compile(call, fullgraph=True, backend="aot_eager"), tensors)
+    for result, expected in zip(found, value_and_gradients(call, tensors), strict=True):
+        torch.testing.assert_close(result, expected, rtol=2e-2, atol=2e-2)
+
+
 def test_autocast_leaves_float64():
     tensors = inputs(30, 2, 8)
     expected = recursive_cross_modal_attention(*tensors, 2)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(recursive_cross_modal_attention(*tensors, 2), expected)
+
+
+@pytest.mark.parametrize(
+    ("weight", "text"),
+    [
+        (torch.zeros(2, 3, 3, dtype=torch.int64), "w_out: found dtype torch.int64, expected a floating-point dtype"),
+        ([1.0], "w_out: found list, expected a torch tensor"),
+        (torch.zeros(2, 3, 3), "w_out: found dtype torch.float32, expected torch.float64, the dtype of x"),
+    ],
+)
+def test_refuses_the_same_under_autocast(weight: object, text: str):
+    tensors = [tensor.detach() for tensor in inputs(4, 2, 3)[:-1]]
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=text):
+        recursive_cross_modal_attention(*tensors, weight, 2)
 
 
 @pytest.mark.parametrize(

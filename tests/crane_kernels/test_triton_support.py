@@ -44,6 +44,16 @@ def test_imports_without_triton():
     assert done.stdout == "Triton is not installed\n"
 
 
+def test_an_older_triton_is_as_none():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    program = (
+        "import triton; triton.__version__ = '3.6.0'; del triton.constexpr_function;"
+        "import crane_kernels; from crane_kernels import triton_support as t; print(t.missing())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "Triton 3.6.0 is installed, and 3.7 or newer is needed\n"
+
+
 @pytest.mark.parametrize(("setting", "expected"), [("high", "tf32"), ("highest", "ieee")])
 def test_tf32_follows_torchs_own_setting(setting: str, expected: str):
     before = torch.get_float32_matmul_precision()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import Any
 import matplotlib.image
 import pytest
 
-from crane.bench import Ratios, check, load, record, write_page
+from crane.bench import Ratios, Results, check, record, write_page
+from crane.bench import load as load_runs
 from crane.bench.results import exponent, merged
 from crane.cli import main
 
@@ -25,8 +28,8 @@ MACHINE = {
         "devices": ["cpu"],
         "versions": {"torch": "2.13.0", "triton": None},
     },
-    "limits": {"cpu": {"stream": 3e10, "gather": {"1048576": 6e10}, "matmul": 1e11}},
 }
+LIMITS = {"cpu": {"stream": 3e10, "gather": {"1048576": 6e10}, "matmul": 1e11}}
 
 
 def entry(scale: str, **changes: Any) -> dict[str, Any]:
@@ -55,11 +58,15 @@ def entry(scale: str, **changes: Any) -> dict[str, Any]:
     return {"name": "x", "extra_info": info | changes}
 
 
-def write(path: Path, entries: list[dict[str, Any]], machine: dict[str, Any] = MACHINE) -> Path:
+def write(path: Path, entries: list[dict[str, Any]], **changes: Any) -> Path:
     skipped = {"name": "n", "operation": "spmm", "scale": "baby", "backend": "cuda", "reason": "no CUDA device"}
-    document = {"benchmarks": entries, "machine_info": machine, "not_run": [skipped], "datetime": "2026-01-02T03:04:05"}
-    path.write_text(json.dumps(document))
+    document = {"benchmarks": entries, "machine_info": MACHINE, "limits": LIMITS, "not_run": [skipped]}
+    path.write_text(json.dumps(document | {"datetime": "2026-01-02T03:04:05", "interrupted": False} | changes))
     return path
+
+
+def load(path: Path) -> Results:
+    return load_runs([path])[0]
 
 
 @pytest.fixture
@@ -162,6 +169,7 @@ def test_the_ratios_of_several_runs_are_shown_with_their_range(results: Path, tm
     runs = [load(with_ratio(tmp_path / f"{value}.json", value)) for value in (4.0, 2.5, 3.0)]
     found = merged([merged(runs[:2]), runs[2]]).rows[0].peers["slow"]
     assert sorted(found.ratios) == [2.5, 3.0, 4.0]
+    assert found.ratio == 3.0
     assert "3×<small>2.5× to 4×</small>" in write_page(runs, tmp_path / "several").read_text(encoding="utf-8")
     assert "× to " not in write_page(runs[:1], tmp_path / "one").read_text(encoding="utf-8")
 
@@ -226,6 +234,8 @@ def test_a_case_that_is_gone_fails_and_a_peer_that_is_not_installed_does_not(tmp
     assert [finding.holds for finding in check([gone], expected)] == [False]
     absent = load(write(tmp_path / "absent.json", [entry("baby", peers={}, not_run={"slow": "not installed"})]))
     assert check([absent], expected) == []
+    expected.save(tmp_path / "ratios.json")
+    assert main(["bench", str(tmp_path / "absent.json"), "--check", str(tmp_path / "ratios.json")]) == 2
 
 
 def test_ratios_survive_their_file(tmp_path: Path) -> None:
@@ -242,6 +252,7 @@ def test_command(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "6 ratios of 3 cases" in capsys.readouterr().out
     assert main(["bench", str(results), "--check", ratios]) == 0
     assert "6 of 6 ratios hold" in capsys.readouterr().out
+    assert main(["bench", str(results), "--record", ratios]) == 0  # in the place of the former
 
 
 def test_command_fails_on_a_loss_and_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +261,7 @@ def test_command_fails_on_a_loss_and_names_it(tmp_path: Path, capsys: pytest.Cap
     assert main(["bench", str(before), "--record", ratios]) == 0
     assert main(["bench", str(now), "--check", ratios]) == 1
     output = capsys.readouterr().out
-    assert "spmm, forward, baby" in output
+    assert "spmm, forward, baby, slow: 4.00, 3.20, 2.00" in output
     assert "0 of 1 ratios hold" in output
 
 
@@ -262,12 +273,92 @@ def test_command_says_when_threads_differ(results: Path, tmp_path: Path, capsys:
     assert "2 threads, recorded with 8" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["not json", "{}", '{"benchmarks": [], "machine_info": {}, "not_run": []}', "[]"])
-def test_command_refuses_what_are_no_results(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "wrong.json"
-    path.write_text(text)
-    assert main(["bench", str(path)]) == 2
-    assert str(path) in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "text", [b"not json", b"\xff\xfe\xff", b"[" * 100_000, b"{}", b"[]", b"null", b'{"benchmarks": {}}']
+)
+def test_command_refuses_what_are_no_results(
+    tmp_path: Path, text: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.json").write_bytes(text)
+    assert main(["bench", "wrong.json"]) == 2
+    assert "wrong.json: found no results of these benchmarks (" in capsys.readouterr().err
+    assert main(["bench", "wrong.json", "--check", "wrong.json"]) == 2
+    assert os.listdir() == ["wrong.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("seconds", "size", "operation", "quick", "peers") for value in (None, [])),
+        *(("seconds", value) for value in (0, -1.0, math.nan, math.inf, "1", True)),
+        *(("size", value) for value in (-1, 1.5, True)),
+        *(("fraction", value) for value in ("1", -1.0)),
+        *(("peak_bytes", value) for value in ("1", -1, 1.5)),
+        ("not_run", ["x"]),
+        ("not_run", {"x": 1}),
+        ("peers", {"slow": None}),
+        *(("peers", {"slow": {"seconds": 1.0, "ratio": value}}) for value in (None, "3", 0, math.nan, math.inf)),
+    ],
+)
+def test_command_refuses_cases_of_wrong_values(
+    tmp_path: Path, name: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "wrong.json", [entry("baby", **{name: value})])
+    for action in (["--output", str(tmp_path / "report")], ["--record", str(tmp_path / "ratios.json")]):
+        assert main(["bench", str(path), *action]) == 2
+        assert f"{path}: found no results of these benchmarks (" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"datetime": value} for value in (None, 3)),
+        *({"not_run": value} for value in (None, ["x"], [{}], [{"operation": "x", "backend": 1, "reason": "y"}])),
+        *({"limits": value} for value in (None, {"cpu": {}}, {"cpu": {**LIMITS["cpu"], "gather": {"x": 1}}})),
+        *({"machine_info": value} for value in (None, {}, {"crane": {}}, {"crane": MACHINE["crane"] | {"cores": "2"}})),
+        {"machine_info": {"crane": MACHINE["crane"] | {"devices": [3]}}},
+        {"machine_info": {"crane": MACHINE["crane"] | {"versions": {}}}},
+    ],
+)
+def test_command_refuses_runs_of_wrong_values(
+    tmp_path: Path, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "wrong.json", [entry("baby")], **changes)
+    assert main(["bench", str(path), "--output", str(tmp_path / "report")]) == 2
+    assert f"{path}: found no results of these benchmarks (" in capsys.readouterr().err
+
+
+def test_command_refuses_what_is_no_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for entries, changes, text in (
+        ([entry("baby")], {"interrupted": True}, "found the results of a run that was interrupted"),
+        ([entry("baby"), entry("baby")], {}, "the case spmm, forward, baby is there twice"),
+        ([entry("baby"), entry("elec", quick=True)], {}, "some cases are of a quick run"),
+    ):
+        path = write(tmp_path / "wrong.json", entries, **changes)
+        assert main(["bench", str(path), "--output", str(tmp_path / "report")]) == 2
+        assert text in capsys.readouterr().err
+
+
+def test_command_refuses_runs_that_do_not_go_together(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick, ratios = write(tmp_path / "quick.json", [entry("baby", quick=True)]), str(tmp_path / "ratios.json")
+    assert main(["bench", str(results), str(quick)]) == 2
+    assert "found quick runs beside others" in capsys.readouterr().err
+    assert main(["bench", str(results), str(tmp_path / "." / results.name)]) == 2
+    assert "found the same file twice" in capsys.readouterr().err
+    assert main(["bench", str(results), "--record", ratios]) == 0
+    assert main(["bench", str(quick), "--check", ratios]) == 2
+    assert "found quick runs and the ratios of full ones" in capsys.readouterr().err
+
+
+def test_command_records_over_nothing_but_ratios(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = results.read_bytes()
+    assert main(["bench", str(results), "--record", str(results)]) == 2
+    assert "found no ratios" in capsys.readouterr().err
+    assert results.read_bytes() == before
 
 
 def test_command_refuses_results_without_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,9 +369,30 @@ def test_command_refuses_results_without_rows(tmp_path: Path, capsys: pytest.Cap
 def test_command_says_what_cannot_be_written(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert main(["bench", str(results), "--output", str(tmp_path / "file")]) == 2
-    assert "File exists" in capsys.readouterr().err
+    assert "file: Not a directory" in capsys.readouterr().err
+    assert main(["bench", str(results), "--record", str(tmp_path / "no" / "ratios.json")]) == 2
+    assert "no/ratios.json: No such file or directory" in capsys.readouterr().err
+    assert main(["bench", str(results), "--record", str(tmp_path)]) == 2
+    assert "Is a directory" in capsys.readouterr().err
+    assert set(tmp_path.iterdir()) == {results, tmp_path / "file"}
 
 
-def test_command_refuses_what_are_no_ratios(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(results), "--check", str(results)]) == 2
-    assert "found no ratios" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"cases": value} for value in (None, {}, {"x": {}}, {"x": 1}, {"x": {"y": 1}}, {"x": {"y": {"ratio": 1}}})),
+        *({"cases": {"x": {"y": {"ratio": value, "tolerance": 0.2}}}} for value in (None, "1", math.nan, 0)),
+        *({"cases": {"x": {"y": {"ratio": 2, "tolerance": value}}}} for value in (None, "1", math.nan, 1, -1)),
+        *({"threads": value} for value in (None, "two")),
+        {"quick": 1},
+        {"torch": None},
+    ],
+)
+def test_command_refuses_what_are_no_ratios(
+    results: Path, tmp_path: Path, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ratios.json"
+    right = {"threads": 2, "torch": "2", "quick": False, "cases": {"x": {"y": {"ratio": 2, "tolerance": 0.2}}}}
+    path.write_text(json.dumps(right | changes))
+    assert main(["bench", str(results), "--check", str(path)]) == 2
+    assert f"{path}: found no ratios (" in capsys.readouterr().err

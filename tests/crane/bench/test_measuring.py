@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +15,13 @@ from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 @pytest.fixture
 def measuring(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     pytest.importorskip("pytest_benchmark")
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[3] / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module("measuring")
 
 
@@ -32,3 +38,35 @@ def test_tidying_up_before_a_call_is_no_part_of_its_time(
     result, held, seconds = measuring.Measure(None, "cpu", False, False, {})._peak(lambda: 7)
     assert (result, held) == (7, 3)
     assert seconds < 0.1
+
+
+def run_benchmarks(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "--quick", "-p", "no:xdist", *options]
+    # pytest-benchmark takes a worker of pytest-xdist, where these tests may run, for its own.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True)
+
+
+def test_a_missing_folder_of_data_is_said_at_once() -> None:
+    pytest.importorskip("pytest_benchmark")
+    done = run_benchmarks("--data", "no/such/folder")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "--data: found 'no/such/folder', which is no folder" in done.stderr
+
+
+def test_results_of_an_interrupted_run_say_so(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark")
+    (tmp_path / "interrupting.py").write_text(
+        "calls = []\n"
+        "def pytest_runtest_call(item):\n"
+        "    calls.append(item)\n"
+        "    if len(calls) == 2: raise KeyboardInterrupt\n"
+    )
+    results = tmp_path / "results.json"
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    options = ("-k", "bpr_loss and cpu", "--benchmark-json", str(results), "-p", "interrupting")
+    done = run_benchmarks(*options, PYTHONPATH=path)
+    assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr
+    document = json.loads(results.read_text())
+    assert len(document["benchmarks"]) == 1
+    assert document["interrupted"] is True

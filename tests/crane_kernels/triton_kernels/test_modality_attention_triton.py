@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crane_kernels import dispatch, modality_attention, triton_support
 from crane_kernels.modality_attention import triton as kernels
-from crane_kernels.modality_attention.triton import BACKWARD_PROGRAMS, chunks, fits, in_chunks, in_passes
+from crane_kernels.modality_attention.triton import chunks, fits, in_chunks, in_passes
 
 NAMES = ("value", "tokens", "in_proj_weight", "in_proj_bias", "out_proj_weight", "out_proj_bias")
 HALVES = (torch.bfloat16, torch.float16)
@@ -236,7 +236,12 @@ def test_what_it_does_not_serve_it_says(count: int, d: int, axis: str, text: str
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("n", "count", "d", "heads"), [(600, 2, 16, 4), (37, 3, 40, 5)])
-def test_bytes_are_as_the_module_says(counting: None, n: int, count: int, d: int, heads: int, bias: bool):
+def test_bytes_are_as_the_module_says(
+    counting: None, monkeypatch: pytest.MonkeyPatch, n: int, count: int, d: int, heads: int, bias: bool
+):
+    sizes = {"SMALLEST_CHUNK": 16, "FEWEST_PROGRAMS": 4, "PROGRAMS": 4, "BACKWARD_PROGRAMS": 8}
+    for name, value in sizes.items():  # so that both numbers of programs show
+        monkeypatch.setattr(kernels, name, value)
     arguments = inputs(n, count, d, bias, torch.float16)
     with counted() as traffic:
         value = modality_attention(*arguments, heads, implementation="triton")
@@ -253,7 +258,8 @@ def test_bytes_are_as_the_module_says(counting: None, n: int, count: int, d: int
         assert traffic.loaded == traffic.stored == {name: 2 * n * d * (3 * count + 1)}
         assert traffic.launches == {name: 1}
         return
-    programs = in_chunks(n, BACKWARD_PROGRAMS)[1]
+    programs = in_chunks(n, kernels.BACKWARD_PROGRAMS)[1]
+    assert n < 600 or programs == 8 == 2 * chunks(n, count, d)[1]
     rows, weights = "modality_attention_row_gradients_kernel", "modality_attention_weight_gradients_kernel"
     biases = 2 * d if bias else 0
     assert traffic.loaded == {
