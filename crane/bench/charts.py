@@ -13,6 +13,7 @@ from crane.bench.results import Row, exponent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK = "#808890"  # reads on white and on black; in SVG it becomes the page's own text colour
@@ -59,8 +60,8 @@ def case_picture(title: str, rows: Sequence[Row]) -> Picture:
     def draw(figure: Figure) -> None:
         speed, time, memory = figure.subplots(1, 3)
         _draw_speedups(speed, rows, peers)
-        _draw_growth(time, rows, peers, "seconds", "time, s")
-        _draw_growth(memory, rows, peers, "peak_bytes", "peak memory, bytes")
+        _draw_growth(time, rows, peers, "seconds", "time", "s")
+        _draw_growth(memory, rows, peers, "peak_bytes", "peak memory", "B")
         handles, labels = time.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
 
@@ -142,7 +143,7 @@ def _finish_ratios(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(True)
 
 
-def _draw_growth(axes: Axes, rows: Sequence[Row], peers: Sequence[str], field: str, title: str) -> None:
+def _draw_growth(axes: Axes, rows: Sequence[Row], peers: Sequence[str], field: str, title: str, unit: str) -> None:
     lines = [("this package", OURS, "o", [(row.size, getattr(row, field)) for row in rows])]
     for number, name in enumerate(peers):
         values = [(row.size, getattr(row.peers[name], field)) for row in rows if name in row.peers]
@@ -157,10 +158,21 @@ def _draw_growth(axes: Axes, rows: Sequence[Row], peers: Sequence[str], field: s
     axes.set(title=title, xlabel=f"n, {rows[0].unit}")
     if any(y for _, _, _, values in lines for _, y in values):
         axes.set(xscale="log", yscale="log")
+        _finish_logarithmic(axes.xaxis, "")
+        _finish_logarithmic(axes.yaxis, unit)
         axes.grid(True)
     else:
         axes.annotate("not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", color=INK)
         axes.set(xticks=[], yticks=[])
+
+
+def _finish_logarithmic(axis: Axis, unit: str) -> None:
+    """Few ticks, in words such as "20 ms"."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(EngFormatter(unit))
 
 
 def _render(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> Picture:

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.record is not None:
             text = _record(runs, Path(arguments.record))
         else:
-            with console.status("drawing about one picture every two seconds"):
+            with console.status("drawing, about a picture a second"):
                 text = _report(runs, arguments.output)
     except OSError as error:
         raise UserError(sentence(error)) from error

@@ -124,6 +124,8 @@ def test_page_is_self_contained_and_complete(results: Path, tmp_path: Path) -> N
     assert "not run: no CUDA device" in page.cells
     assert "torch_sparse: not run, not installed." in text
     assert "∝ n^1.00" in text
+    ticks = [part.partition("<")[0] for part in text.replace("</text>", "<").split(">")]
+    assert {"5 ms", "5 k", "1 MB"} <= set(ticks)
 
 
 def test_pictures_are_transparent_and_follow_the_page(results: Path, tmp_path: Path) -> None:
