@@ -41,7 +41,8 @@ def test_tidying_up_before_a_call_is_no_part_of_its_time(
 
 
 def run_benchmarks(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "pytest", "benchmarks", "--benchmark-only", "--quick", "-p", "no:xdist", *options]
+    pytest_alone = [sys.executable, "-P", "-m", "pytest", "-p", "no:xdist"]
+    command = [*pytest_alone, "benchmarks", "--benchmark-only", "--quick", *options]
     # pytest-benchmark takes a worker of pytest-xdist, where these tests may run, for its own.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True)
