@@ -37,6 +37,11 @@ def read_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
 
 
+def nearest_existing(path: Path) -> Path:
+    """``path``, or the nearest of the folders above it that exists."""
+    return next(candidate for candidate in (path, *path.absolute().parents) if candidate.exists())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

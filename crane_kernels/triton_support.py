@@ -114,6 +114,12 @@ def _autocasts(device: str) -> bool:
     return device != "meta" and torch.is_autocast_enabled(device)  # which raises for that device
 
 
+def in_chunks(n: int, programs: int, smallest: int) -> tuple[int, int]:
+    """Rows of a chunk and the number of chunks: at most ``programs``, each but the last of ``smallest`` or more."""
+    chunk = max(smallest, -(-n // (16 * programs)) * 16)
+    return chunk, max(1, -(-n // chunk))
+
+
 def padded(width: int) -> int:
     """The width of the tiles that hold rows of ``width``: a power of two, and at least the 16 of a tensor core."""
     return max(16, 1 << (width - 1).bit_length())

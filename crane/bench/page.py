@@ -11,7 +11,7 @@ from pathlib import Path
 
 from crane.bench.charts import Picture, case_picture, fraction_picture, overview_picture, peer_names, slug
 from crane.bench.results import Peer, Results, Row, merged
-from crane.files import write_atomically, write_text
+from crane.files import nearest_existing, write_atomically, write_text
 
 PAGE = "index.html"
 _STYLE = """
@@ -94,7 +94,7 @@ def write_page(runs: Sequence[Results], folder: Path) -> Path:
 
 def _writable(folder: Path) -> None:
     """Raise an OSError where ``folder`` plainly cannot be made or written, before the pictures take their time."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = nearest_existing(folder)
     if not there.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
     if not os.access(there, os.W_OK):

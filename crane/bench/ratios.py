@@ -13,9 +13,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from reprlib import repr as short
 
-from crane.bench.reading import Object, count, each, field, positive, read_object, text
+from crane.bench.reading import Object, count, each, field, number, positive, read_object, text
 from crane.bench.results import Results
 from crane.files import write_text
 
@@ -106,9 +105,9 @@ class Finding:
 
 
 def _ratio(info: Object) -> Ratio:
-    tolerance = info.get("tolerance")
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance is {short(tolerance)}, not between 0 and 1")
+    tolerance = number(info, "tolerance")
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance}, not between 0 and 1")
     return Ratio(positive(info, "ratio"), tolerance)
 
 

@@ -43,15 +43,27 @@ def field(found: Object, name: str, kind: type[T]) -> T:
     return value
 
 
+def number(found: Object, name: str) -> float:
+    """A field that is a finite number.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    value = found.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
+        raise ValueError(f"{name} is {short(value)}, not a finite number")
+    return value
+
+
 def positive(found: Object, name: str) -> float:
     """A field that is a finite number above zero.
 
     Raises:
         ValueError: it is anything else.
     """
-    value = found.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} is {short(value)}, not a finite number above zero")
+    value = number(found, name)
+    if value <= 0:
+        raise ValueError(f"{name} is {value}, not above zero")
     return value
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from crane.bench import Finding, Ratios, Results, check, load, record, write_page
 from crane.cli.errors import UserError, sentence, user_errors
 from crane.console import say
+from crane.words import counted
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -73,8 +74,3 @@ def _line(finding: Finding) -> str:
     found = "not measured" if finding.found is None else f"{finding.found:.2f}"
     expected = finding.expected
     return f"{finding.case}, {finding.peer}: {expected.ratio:.2f}, {expected.least:.2f}, {found}"
-
-
-def counted(number: int, noun: str) -> str:
-    """Such as "1 ratio" or "2 ratios"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

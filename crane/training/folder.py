@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from crane.config import RunConfig
-from crane.files import TEMPORARY_SUFFIX, Lock, write_text
+from crane.files import TEMPORARY_SUFFIX, Lock, nearest_existing, write_text
 from crane.training.checkpoint import Checkpoints
 from crane.words import counted
 
@@ -99,7 +99,7 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"the output folder {self.path} is a file: name a new one")
-        ancestor = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        ancestor = nearest_existing(self.path)
         if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
             reason = "cannot be written to" if ancestor.is_dir() else "is a file"
             raise ValueError(f"the output folder {self.path} cannot be made: {ancestor} {reason}")

@@ -51,7 +51,7 @@ from torch.nn import functional as F
 
 from crane_kernels import triton_support
 from crane_kernels.modality_attention import cpp
-from crane_kernels.triton_support import config, input_precision, kernel, operator, padded
+from crane_kernels.triton_support import config, in_chunks, input_precision, kernel, operator, padded
 
 PROGRAMS = 120  # about one a multiprocessor of the larger chips
 FEWEST_PROGRAMS = 64
@@ -635,13 +635,8 @@ def chunks(n: int, tokens: int, width: int) -> tuple[int, int]:
 
     Offsets within a chunk have 32 bits: no device holds so many tokens that a program's share of them needs more.
     """
-    return in_chunks(n, max(FEWEST_PROGRAMS, min(PROGRAMS, n * (tokens + 1) // (40 * width + 30))))
-
-
-def in_chunks(n: int, programs: int) -> tuple[int, int]:
-    """Rows of a chunk and the number of chunks: at most ``programs``, each but the last of SMALLEST_CHUNK or more."""
-    chunk = max(SMALLEST_CHUNK, -(-n // (16 * programs)) * 16)
-    return chunk, max(1, -(-n // chunk))
+    programs = max(FEWEST_PROGRAMS, min(PROGRAMS, n * (tokens + 1) // (40 * width + 30)))
+    return in_chunks(n, programs, SMALLEST_CHUNK)
 
 
 def _forward_fake(tokens: Tensor, *_: Any) -> Tensor:
@@ -723,7 +718,7 @@ def _gradients_in_passes(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients by the kernels that keep the weights and their gradients on chip."""
     n, count, width = tokens.shape
-    chunk, programs = in_chunks(n, BACKWARD_PROGRAMS)
+    chunk, programs = in_chunks(n, BACKWARD_PROGRAMS, SMALLEST_CHUNK)
     # An absent bias is any other tensor, which the kernels do not touch.
     bias_or_any = in_proj_weight if in_proj_bias is None else in_proj_bias
     dense = [tensor.contiguous() for tensor in (tokens, grad, in_proj_weight, bias_or_any, out_proj_weight)]

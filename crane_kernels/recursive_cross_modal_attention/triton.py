@@ -43,7 +43,7 @@ from torch.library import wrap_triton
 from crane_kernels import triton_support
 from crane_kernels.recursive_cross_modal_attention import reference, triton_wide
 from crane_kernels.recursive_cross_modal_attention.triton_wide import constants, product
-from crane_kernels.triton_support import config, kernel, operator, padded
+from crane_kernels.triton_support import config, in_chunks, kernel, operator, padded
 
 FORWARD_PROGRAMS = 120  # about one a multiprocessor of the larger chips: each costs its weights and its part of G
 SMALLEST_CHUNK = 256
@@ -524,8 +524,7 @@ def rca_row_gradients_kernel(
 
 def chunks(n: int, programs: int) -> tuple[int, int]:
     """Rows of a chunk, and the number of chunks: at most ``programs``, each but the last of SMALLEST_CHUNK or more."""
-    chunk = max(SMALLEST_CHUNK, -(-n // (16 * programs)) * 16)
-    return chunk, max(1, -(-n // chunk))
+    return in_chunks(n, programs, SMALLEST_CHUNK)
 
 
 def _row_tiles(modalities: int, d: int) -> Callable[[dict[str, int]], tuple[int]]:

@@ -15,6 +15,8 @@ namespace {
 // Registers of accumulators a block holds: at most half of what the instruction set has.
 constexpr int kMaxVectors = 8;
 
+constexpr int kLine = 64;  // bytes of a line of the caches
+
 // How many edges ahead rows of x are prefetched: measured, 12 to 24 are alike.
 constexpr int64_t kAhead = 16;
 
@@ -23,13 +25,13 @@ constexpr int64_t kAhead = 16;
 // pair does, as large tensors begin 64 bytes past a page; nor with AVX2, on Zen 3: by lines 5 to 15 % faster, and 1.3
 // times and more in half precision.
 template <typename T>
-constexpr int kAsked = kVectorBytes == 64 && sizeof(T) >= 4 ? 128 : 64;
+constexpr int kAsked = kVectorBytes == 64 && sizeof(T) >= 4 ? 2 * kLine : kLine;
 
 // From how many bytes of y on its rows pass the caches by: reading lines only to overwrite them, and giving them the
 // place of rows of x, costs more than the next reader of y saves. Measured on Amazon Baby's graph, spmm with its
-// gradient takes 4 to 8 % less, and propagate, whose layers read what the one before wrote, 12 to 22 %.
+// gradient takes 4 to 8 % less, and propagate, whose layers read what the one before wrote, 12 to 22 %. Only whole
+// lines are written without reading them.
 constexpr int64_t kStreamedBytes = 4 << 20;
-constexpr int kLine = 64;  // bytes of a line: only whole ones are written without reading them
 
 template <typename T>
 constexpr int kWidest = kVectorBytes / static_cast<int>(sizeof(Accumulator<T>));

@@ -276,7 +276,11 @@ def test_command_says_when_threads_differ(results: Path, tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize(
-    "text", [b"not json", b"\xff\xfe\xff", b"[" * 100_000, b"{}", b"[]", b"null", b'{"benchmarks": {}}']
+    "text",
+    [
+        *(b"not json", b"\xff\xfe\xff", b"[" * 100_000, b"{}", b"[]", b"null", b'{"benchmarks": {}}'),
+        b'{"benchmarks": [], "machine_info": {}, "not_run": []}',
+    ],
 )
 def test_command_refuses_what_are_no_results(
     tmp_path: Path, text: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -356,10 +360,11 @@ def test_command_refuses_runs_that_do_not_go_together(
     assert "found quick runs and the ratios of full ones" in capsys.readouterr().err
 
 
-def test_command_records_over_nothing_but_ratios(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_takes_nothing_but_ratios_for_ratios(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = results.read_bytes()
-    assert main(["bench", str(results), "--record", str(results)]) == 2
-    assert "found no ratios" in capsys.readouterr().err
+    for action in ("--record", "--check"):
+        assert main(["bench", str(results), action, str(results)]) == 2
+        assert "found no ratios" in capsys.readouterr().err
     assert results.read_bytes() == before
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crane_kernels import dispatch, modality_attention, triton_support
 from crane_kernels.modality_attention import triton as kernels
-from crane_kernels.modality_attention.triton import chunks, fits, in_chunks, in_passes
+from crane_kernels.modality_attention.triton import chunks, fits, in_passes
 
 NAMES = ("value", "tokens", "in_proj_weight", "in_proj_bias", "out_proj_weight", "out_proj_bias")
 HALVES = (torch.bfloat16, torch.float16)
@@ -258,7 +258,7 @@ def test_bytes_are_as_the_module_says(
         assert traffic.loaded == traffic.stored == {name: 2 * n * d * (3 * count + 1)}
         assert traffic.launches == {name: 1}
         return
-    programs = in_chunks(n, kernels.BACKWARD_PROGRAMS)[1]
+    programs = triton_support.in_chunks(n, kernels.BACKWARD_PROGRAMS, kernels.SMALLEST_CHUNK)[1]
     assert n < 600 or programs == 8 == 2 * chunks(n, count, d)[1]
     rows, weights = "modality_attention_row_gradients_kernel", "modality_attention_weight_gradients_kernel"
     biases = 2 * d if bias else 0
