@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crane_kernels import extension
+from crane_kernels.derivatives import differentiable
 from crane_kernels.info_nce import reference
 
 
@@ -19,9 +20,9 @@ def refuses(a: Tensor, *_: Any) -> str | None:
 def info_nce(a: Tensor, b: Tensor, temperature: float, ids: Tensor | None, symmetric: bool) -> Tensor:
     """Mean over rows i of -log softmax_j(cos(a_i, b_j) / temperature) at j = i: scalar."""
     ids = None if ids is None else ids.long().contiguous()
-    loss: Tensor = torch.ops.crane_kernels.info_nce(a, b, temperature, ids)[0]
+    loss: Tensor = _info_nce(a, b, temperature, ids)[0]
     if symmetric:
-        loss = (loss + torch.ops.crane_kernels.info_nce(b, a, temperature, ids)[0]) / 2
+        loss = (loss + _info_nce(b, a, temperature, ids)[0]) / 2
     return loss
 
 
@@ -39,7 +40,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     if grad is None:
         return None, None, None, None
     a, b, log_sum_exp, ids = ctx.saved_tensors
-    grads = torch.ops.crane_kernels.info_nce_backward(grad, a, b, log_sum_exp, ctx.temperature, ids)
+    grads = _info_nce_backward(grad, a, b, log_sum_exp, ctx.temperature, ids)
     return *grads, None, None
 
 
@@ -71,8 +72,6 @@ def _backward_of_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | Non
 
 if extension.missing() is None:
     torch.library.register_fake("crane_kernels::info_nce", _fake)
-    torch.library.register_autograd("crane_kernels::info_nce", _backward, setup_context=_save)
     torch.library.register_fake("crane_kernels::info_nce_backward", _fake_backward)
-    torch.library.register_autograd(
-        "crane_kernels::info_nce_backward", _backward_of_backward, setup_context=_save_backward
-    )
+    _info_nce = differentiable("info_nce", _backward, _save)
+    _info_nce_backward = differentiable("info_nce_backward", _backward_of_backward, _save_backward)

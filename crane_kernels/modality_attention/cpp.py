@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crane_kernels import extension
+from crane_kernels.derivatives import differentiable
 from crane_kernels.modality_attention import items, reference
 
 MAX_TOKENS = 4
@@ -38,12 +39,12 @@ def modality_attention(
     weights = in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias
     if axis == "items":
         return reference.modality_attention(tokens, *weights, num_heads, axis, _attend_to_items)
-    result: Tensor = torch.ops.crane_kernels.modality_attention(tokens, *weights, num_heads)
+    result: Tensor = _attention(tokens, *weights, num_heads)
     return result
 
 
 def _attend_to_items(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    result: Tensor = torch.ops.crane_kernels.items_attention(query, key, value)[0]
+    result: Tensor = _items_attention(query, key, value)[0]
     return result
 
 
@@ -116,7 +117,7 @@ def _fake_backward_of_items(_grad: Tensor, query: Tensor, *_: Tensor) -> tuple[T
 if extension.missing() is None:
     torch.library.register_fake("crane_kernels::modality_attention", _fake)
     torch.library.register_fake("crane_kernels::modality_attention_backward", fake_backward)
-    torch.library.register_autograd("crane_kernels::modality_attention", _backward, setup_context=save)
     torch.library.register_fake("crane_kernels::items_attention", _fake_items)
     torch.library.register_fake("crane_kernels::items_attention_backward", _fake_backward_of_items)
-    torch.library.register_autograd("crane_kernels::items_attention", _backward_of_items, setup_context=_save_items)
+    _attention = differentiable("modality_attention", _backward, save)
+    _items_attention = differentiable("items_attention", _backward_of_items, _save_items)

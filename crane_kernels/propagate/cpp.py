@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crane_kernels import extension
+from crane_kernels.derivatives import differentiable
 from crane_kernels.graph import Graph
 from crane_kernels.ordered import take
 from crane_kernels.spmm import cpp
@@ -15,15 +16,13 @@ from crane_kernels.spmm.cpp import arrays, refuses, save, saved
 
 __all__ = ["propagate", "refuses"]
 
-_ops = torch.ops.crane_kernels
-
 
 def propagate(graph: Graph, x: Tensor, layers: int, rows: Tensor | None = None) -> Tensor:
     """Mean of x, A x, ..., A^layers x, all rows or some: (n, d) -> (n or len(rows), d)."""
     if graph.value.requires_grad:
         return _layer_by_layer(graph, x, layers, rows)
     rows = None if rows is None else rows.contiguous()
-    result: Tensor = _ops.propagate(*arrays(graph, x)[:6], x, layers, rows)
+    result: Tensor = _propagate(*arrays(graph, x)[:6], x, layers, rows)
     return result
 
 
@@ -45,12 +44,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *graph, rows, layers = saved(ctx)
-    return *(None,) * 6, _ops.propagate_t(*graph, grad, layers, rows), None, None
+    return *(None,) * 6, _propagate_t(*graph, grad, layers, rows), None, None
 
 
 def _backward_t(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *graph, rows, layers = saved(ctx)
-    return *(None,) * 6, _ops.propagate(*graph, grad, layers, rows), None, None
+    return *(None,) * 6, _propagate(*graph, grad, layers, rows), None, None
 
 
 def _fake(rowptr: Tensor, *rest: Any) -> Tensor:
@@ -66,5 +65,5 @@ def _fake_t(rowptr: Tensor, *rest: Any) -> Tensor:
 if extension.missing() is None:
     torch.library.register_fake("crane_kernels::propagate", _fake)
     torch.library.register_fake("crane_kernels::propagate_t", _fake_t)
-    torch.library.register_autograd("crane_kernels::propagate", _backward, setup_context=_save)
-    torch.library.register_autograd("crane_kernels::propagate_t", _backward_t, setup_context=_save)
+    _propagate = differentiable("propagate", _backward, _save)
+    _propagate_t = differentiable("propagate_t", _backward_t, _save)

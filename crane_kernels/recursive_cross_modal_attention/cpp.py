@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crane_kernels import extension
+from crane_kernels.derivatives import differentiable
 from crane_kernels.recursive_cross_modal_attention import reference
 
 
@@ -38,7 +39,7 @@ def recursive_cross_modal_attention(
     differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     kept = recursions - 1 if differentiated and memory == "fast" else 0
     rows = None if rows is None else rows.long().contiguous()
-    result: Tensor = torch.ops.crane_kernels.recursive_cross_modal_attention(*tensors, rows, recursions, scale, kept)[0]
+    result: Tensor = _attention(*tensors, rows, recursions, scale, kept)[0]
     return result
 
 
@@ -72,9 +73,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     if grad is None:
         return (None,) * 9
     wanted = ctx.needs_input_grad[0]
-    grad_x, grad_joint, *others = torch.ops.crane_kernels.recursive_cross_modal_attention_backward(
-        grad, *ctx.saved_tensors, ctx.scale, wanted
-    )
+    grad_x, grad_joint, *others = _attention_backward(grad, *ctx.saved_tensors, ctx.scale, wanted)
     return grad_x if wanted else None, grad_joint[:-1], grad_joint[-1], *others, None, None, None, None
 
 
@@ -124,8 +123,8 @@ def _backward_of_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | Non
 
 if extension.missing() is None:
     torch.library.register_fake("crane_kernels::recursive_cross_modal_attention", _fake)
-    torch.library.register_autograd("crane_kernels::recursive_cross_modal_attention", _backward, setup_context=_save)
     torch.library.register_fake("crane_kernels::recursive_cross_modal_attention_backward", _fake_backward)
-    torch.library.register_autograd(
-        "crane_kernels::recursive_cross_modal_attention_backward", _backward_of_backward, setup_context=_save_backward
+    _attention = differentiable("recursive_cross_modal_attention", _backward, _save)
+    _attention_backward = differentiable(
+        "recursive_cross_modal_attention_backward", _backward_of_backward, _save_backward
     )

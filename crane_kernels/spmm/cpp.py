@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from crane_kernels import extension
+from crane_kernels.derivatives import differentiable
 from crane_kernels.graph import Graph
 from crane_kernels.ordered import sum_at
 from crane_kernels.spmm.reference import Reduce
-
-_ops = torch.ops.crane_kernels
 
 
 def refuses(_graph: Graph, x: Tensor, *_: Any) -> str | None:
@@ -47,9 +46,9 @@ def spmm(graph: Graph, x: Tensor, rows: Tensor | None = None, reduce: Reduce = "
     rows = None if rows is None else rows.contiguous()
     if reduce == "max":
         graph = graph.to(x.dtype)
-        largest: Tensor = _ops.spmm_max(graph.rowptr, graph.col, graph.value, x, rows)[0]
+        largest: Tensor = _spmm_max(graph.rowptr, graph.col, graph.value, x, rows)[0]
         return largest
-    result: Tensor = _ops.spmm(*arrays(graph, x), x, rows, reduce == "mean")
+    result: Tensor = _spmm(*arrays(graph, x), x, rows, reduce == "mean")
     return result
 
 
@@ -88,9 +87,9 @@ def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad = (grad.to(wide) / _edges_of(rowptr, rows)[:, None]).to(grad.dtype)
     grad_value = grad_x = None
     if ctx.needs_input_grad[2]:
-        grad_value = _ops.sddmm(rowptr, col, rowptr_t, col_t, order, grad, x, rows)
+        grad_value = _sddmm(rowptr, col, rowptr_t, col_t, order, grad, x, rows)
     if ctx.needs_input_grad[7]:
-        grad_x = _ops.spmm_t(rowptr, col, value, rowptr_t, col_t, value_t, order, grad, rows, n_cols)
+        grad_x = _spmm_t(rowptr, col, value, rowptr_t, col_t, value_t, order, grad, rows, n_cols)
     return None, None, grad_value, None, None, None, None, grad_x, None, None
 
 
@@ -103,9 +102,9 @@ def _spmm_t_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     rowptr, col, value, rowptr_t, col_t, value_t, order, grad, rows = saved(ctx)
     grad_value = grad_grad = None
     if ctx.needs_input_grad[2]:
-        grad_value = _ops.sddmm(rowptr, col, rowptr_t, col_t, order, grad, upstream, rows)
+        grad_value = _sddmm(rowptr, col, rowptr_t, col_t, order, grad, upstream, rows)
     if ctx.needs_input_grad[7]:
-        grad_grad = _ops.spmm(rowptr, col, value, rowptr_t, col_t, value_t, order, upstream, rows, False)
+        grad_grad = _spmm(rowptr, col, value, rowptr_t, col_t, value_t, order, upstream, rows, False)
     return None, None, grad_value, None, None, None, None, grad_grad, None, None
 
 
@@ -118,9 +117,9 @@ def _sddmm_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     graph = rowptr, col, upstream.contiguous(), rowptr_t, col_t, None, order
     grad_grad = grad_x = None
     if ctx.needs_input_grad[5]:
-        grad_grad = _ops.spmm(*graph, x, rows, False)
+        grad_grad = _spmm(*graph, x, rows, False)
     if ctx.needs_input_grad[6]:
-        grad_x = _ops.spmm_t(*graph, grad, rows, x.shape[0])
+        grad_x = _spmm_t(*graph, grad, rows, x.shape[0])
     return None, None, None, None, None, grad_grad, grad_x, None
 
 
@@ -171,7 +170,7 @@ if extension.missing() is None:
     torch.library.register_fake("crane_kernels::spmm_t", _fake_spmm_t)
     torch.library.register_fake("crane_kernels::spmm_max", _fake_max)
     torch.library.register_fake("crane_kernels::sddmm", _fake_sddmm)
-    torch.library.register_autograd("crane_kernels::spmm", _spmm_backward, setup_context=_spmm_save)
-    torch.library.register_autograd("crane_kernels::spmm_t", _spmm_t_backward, setup_context=_spmm_t_save)
-    torch.library.register_autograd("crane_kernels::spmm_max", _max_backward, setup_context=_max_save)
-    torch.library.register_autograd("crane_kernels::sddmm", _sddmm_backward, setup_context=_sddmm_save)
+    _spmm = differentiable("spmm", _spmm_backward, _spmm_save)
+    _spmm_t = differentiable("spmm_t", _spmm_t_backward, _spmm_t_save)
+    _spmm_max = differentiable("spmm_max", _max_backward, _max_save)
+    _sddmm = differentiable("sddmm", _sddmm_backward, _sddmm_save)
