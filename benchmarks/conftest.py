@@ -26,7 +26,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from crane.data import Dataset
 from crane.training.environment import environment
-from crane_kernels import Graph, dispatch, keep_freed_memory
+from crane_kernels import Graph, dispatch, tune_memory
 
 BESIDE = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "amazon-baby"
 SCALES = ("baby", "sports", "elec")
@@ -62,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("--data")
     if folder is not None and not Path(folder).is_dir():
         raise pytest.UsageError(f"--data: found {folder!r}, which is no folder, expected one with a data set")
-    keep_freed_memory()  # else chance has a say in who pays for clearing pages
+    tune_memory()  # else chance has a say in where pages lie and who pays for clearing them
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -12,7 +12,7 @@ from crane_kernels.info_nce import info_nce
 from crane_kernels.integrate import accelerate, accelerated
 from crane_kernels.knn_graph import knn_graph
 from crane_kernels.masked_topk import masked_topk
-from crane_kernels.memory import keep_freed_memory
+from crane_kernels.memory import tune_memory
 from crane_kernels.modality_attention import modality_attention
 from crane_kernels.propagate import propagate
 from crane_kernels.prune_edges import prune_edges
@@ -27,7 +27,6 @@ __all__ = [
     "accelerated",
     "bpr_loss",
     "info_nce",
-    "keep_freed_memory",
     "knn_graph",
     "masked_topk",
     "modality_attention",
@@ -37,6 +36,7 @@ __all__ = [
     "sample_negatives",
     "sparse_mm",
     "spmm",
+    "tune_memory",
     "use_implementation",
 ]
 

@@ -27,7 +27,7 @@ from crane.training.report import write_report
 from crane.training.run import default_folder
 from crane.training.trainer import DivergenceError, Trainer, reproducible
 from crane.words import counted
-from crane_kernels import keep_freed_memory
+from crane_kernels import tune_memory
 from crane_kernels.dispatch import UnavailableError
 
 
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     with user_errors():
         operations()  # refuses those that CRANE_IMPLEMENTATION asks for and that cannot run
-    keep_freed_memory()
+    tune_memory()
     try:
         with _Signals() as signals:
             return _train(arguments, console, signals.check)
