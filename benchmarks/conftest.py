@@ -62,7 +62,9 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("--data")
     if folder is not None and not Path(folder).is_dir():
         raise pytest.UsageError(f"--data: found {folder!r}, which is no folder, expected one with a data set")
-    tune_memory()  # else chance has a say in where pages lie and who pays for clearing them
+    # Else chance has a say in who pays for clearing pages. Huge ones take long to clear, when malloc needs new ones.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "0")
+    tune_memory()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -44,26 +44,30 @@ Tensor propagate_all(const Csr& a, const Tensor& x, int64_t layers) {
 template <typename Index>
 using Sets = std::vector<RowSet<Index>>;
 
-// Whether a product for these rows alone, which looks up each edge, is worth it beside one for all rows.
-bool few(const Csr& a, const std::vector<int64_t>& rows) {
+// The share of all edges that these rows have.
+double share(const Csr& a, const std::vector<int64_t>& rows) {
   const int64_t* rowptr = a.pointers();
   int64_t n_edges = 0;
   for (int64_t row : rows) n_edges += rowptr[row + 1] - rowptr[row];
-  return 4 * n_edges < 3 * a.col.size(0);
+  return static_cast<double>(n_edges) / static_cast<double>(std::max<int64_t>(1, a.col.size(0)));
 }
 
+// Rows with more of the edges than kFew are not worth a product of their own, which looks up each edge, beside one for
+// all rows. Nor is what rows with more than kHalf of them reach worth finding: that takes a third of a product.
+constexpr double kFew = 0.75, kHalf = 0.5;
+
 // R_0 = the rows of the list, and R_1, ..., where each has the columns that the one before has edges to, and R_0 too if
-// `along`: at most `most` of them, those after R_0 only while they have few of the edges.
+// `along`: at most `most` of them, those after R_0 only if they have few of the edges.
 template <typename Index>
 Sets<Index> reached_rows(const Csr& a, const std::vector<int64_t>& list, int64_t most, bool along) {
   Sets<Index> sets;
   sets.emplace_back(mask_of(list, a.n_rows));
-  while (static_cast<int64_t>(sets.size()) < most && few(a, sets.back().rows)) {
+  while (static_cast<int64_t>(sets.size()) < most && share(a, sets.back().rows) < kHalf) {
     Mask mask = along ? mask_of(list, a.n_rows) : Mask(a.n_rows);
     mark_columns(a.pointers(), a.col.const_data_ptr<Index>(), sets.back().rows, mask);
     sets.emplace_back(mask);
   }
-  if (sets.size() > 1 && !few(a, sets.back().rows)) sets.pop_back();
+  if (sets.size() > 1 && share(a, sets.back().rows) > kFew) sets.pop_back();
   return sets;
 }
 
@@ -95,10 +99,15 @@ class Layers {
  public:
   using Set = const RowSet<Index>*;  // null: all rows
 
-  // The first is x, at the rows of `at`; `count` products follow.
+  // Rows of a set are side by side where they are less than one in so many; else each stands where it does among all
+  // rows, and need not be looked up.
+  static constexpr int64_t kSideBySide = 4;
+
+  // The first is x, at the rows of `at`, side by side; `count` products follow.
   Layers(const SpmmFunctions<T, Index>& functions, const SpmmArgs<T, Index>& args, const Tensor& x, Set at,
          int64_t count)
       : functions_(functions), args_(args), x_(x), at_(at), left_(count), n_rows_(args.n_rows) {
+    position_ = at == nullptr ? nullptr : at->position.data();
     args_.x = static_cast<const T*>(x.const_data_ptr());
     args_.x_stride = x.stride(0);
     last_scale_ = 1 / static_cast<Accumulator<T>>(count + 1);
@@ -106,10 +115,12 @@ class Layers {
 
   // The next layer, at the rows of `to`; base_rows[k] of the base is added to its row k.
   void next(Set to, const int64_t* base_rows) {
-    const Tensor y = new_matrix(x_, to == nullptr ? n_rows_ : to->size(), args_.width);
-    put(to, base_rows, y, nullptr);
+    const bool side_by_side = to != nullptr && kSideBySide * to->size() < n_rows_;
+    const Tensor y = new_matrix(x_, side_by_side ? to->size() : n_rows_, args_.width);
+    put(to, base_rows, y, to == nullptr || side_by_side ? nullptr : to->rows.data());
     x_ = y;
     at_ = to;
+    position_ = side_by_side ? to->position.data() : nullptr;
     args_.x = args_.y;
     args_.x_stride = args_.width;
   }
@@ -121,21 +132,21 @@ class Layers {
     args_.n_rows = to == nullptr ? n_rows_ : to->size();
     args_.base_rows = base_rows;
     args_.scale = --left_ == 0 ? last_scale_ : 1;
-    Part<Index> part{to == nullptr ? nullptr : to->rows.data(), args_.n_rows};
-    if (at_ != nullptr) {
-      part.position = at_->position.data();
-      part.bits = at_->bits.data();
-    }
-    spmm_run(functions_, args_, part);
+    const int64_t* rows = to == nullptr ? nullptr : to->rows.data();
+    spmm_run(functions_, args_, {rows, args_.n_rows, at_ == nullptr ? nullptr : at_->bits.data(), position_});
   }
 
   const Tensor& last() const { return x_; }
+
+  // Where a row stands in last().
+  int64_t place(int64_t row) const { return position_ == nullptr ? row : position_[row]; }
 
  private:
   const SpmmFunctions<T, Index>& functions_;
   SpmmArgs<T, Index> args_;
   Tensor x_;
   Set at_;
+  const Index* position_;  // of the rows of at_ where they are side by side, else null
   int64_t left_, n_rows_;
   Accumulator<T> last_scale_;
 };
@@ -163,7 +174,7 @@ Tensor propagate_rows(const Csr& a, const Tensor& x, int64_t layers, const std::
     if (own.rows == list) return chain.put(&own, list.data(), result, nullptr);
     chain.next(&own, own.rows.data());
     std::vector<int64_t> places(list.size());
-    for (size_t k = 0; k < list.size(); ++k) places[k] = own.position[list[k]];
+    for (size_t k = 0; k < list.size(); ++k) places[k] = chain.place(list[k]);
     copy(chain.last(), places);
   });
   return result;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -56,16 +57,30 @@ struct RowSet {
     for (int64_t c = 0; c < n_chunks; ++c) before[c + 1] += before[c];
     rows.resize(before[n_chunks]);
     parallel_tasks(n_chunks, [&](int64_t c) {
+      const int64_t begin = c * kChunk, end = std::min(n, begin + kChunk);
+      std::fill(position.begin() + begin, position.begin() + end, Index{-1});
       int64_t next = before[c];
-      for (int64_t i = c * kChunk; i < std::min(n, (c + 1) * kChunk); ++i) {
-        position[i] = mask[i] ? static_cast<Index>(next) : Index{-1};
-        bits[i / 64] |= uint64_t{mask[i]} << (i % 64);
-        if (mask[i]) rows[next++] = i;
+      for (int64_t first = begin; first < end; first += 64) {
+        uint64_t word = word_of(mask, first, std::min<int64_t>(64, end - first));
+        bits[first / 64] = word;
+        for (; word != 0; word &= word - 1) {
+          const int64_t row = first + std::countr_zero(word);
+          position[row] = static_cast<Index>(next);
+          rows[next++] = row;
+        }
       }
     });
   }
 
   int64_t size() const { return static_cast<int64_t>(rows.size()); }
+
+ private:
+  // The mask of n <= 64 rows from `first` on, a bit each.
+  static uint64_t word_of(const Mask& mask, int64_t first, int64_t n) {
+    uint64_t word = 0;
+    for (int64_t j = 0; j < n; ++j) word |= uint64_t{mask[first + j]} << j;
+    return word;
+  }
 };
 
 // Adds the columns that the rows have edges to.

@@ -216,7 +216,7 @@ Tensor spmm_t(const Tensor& rowptr, const Tensor& col, const Tensor& value, cons
     args.y = static_cast<decltype(args.y)>(y.mutable_data_ptr());
     args.y_rows = out.rows.data();
     args.n_rows = out.size();
-    spmm_run(functions, args, {out.rows.data(), out.size(), set.position.data(), set.bits.data()});
+    spmm_run(functions, args, {out.rows.data(), out.size(), set.bits.data(), set.position.data()});
     clear_other_rows(reached, args.y, args.width * sizeof(*args.y));
   });
   return y;

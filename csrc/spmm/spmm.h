@@ -55,10 +55,10 @@ template <typename Index>
 struct Part {
   const int64_t* rows = nullptr;  // null: all
   int64_t n_rows = 0;
-  const Index* position = nullptr;  // null, or the row of x that stands for each column; without one, its edges are
-  const uint64_t* bits = nullptr;   // left out: a bit for each column, whether it has one
+  const uint64_t* bits = nullptr;   // null: all columns; else a bit for each, whether its edges are taken
+  const Index* position = nullptr;  // null: x has a row for each column; else which of its rows stands for it
 
-  bool whole() const { return rows == nullptr && position == nullptr; }
+  bool whole() const { return rows == nullptr && bits == nullptr; }
   int64_t row(int64_t k) const { return rows == nullptr ? k : rows[k]; }
 };
 
@@ -71,7 +71,7 @@ struct TaskEdges {
   int64_t size = 0;
 
   void add(const SpmmArgs<T, Index>& a, const Part<Index>& part, int64_t begin, int64_t end) {
-    if (part.position == nullptr) {
+    if (part.bits == nullptr) {
       std::copy(a.col + begin, a.col + end, col.begin() + size);
       std::copy(a.value + begin, a.value + end, value.begin() + size);
       size += end - begin;
@@ -79,11 +79,12 @@ struct TaskEdges {
     }
     const int64_t first = size;
     for (int64_t e = begin; e < end; ++e) {  // without a branch, which would be guessed wrong too often
-      const Index column = a.col[e];
-      col[size] = column;
+      const uint64_t column = a.col[e];
+      col[size] = static_cast<Index>(column);
       value[size] = a.value[e];
       size += part.bits[column / 64] >> (column % 64) & 1;
     }
+    if (part.position == nullptr) return;
     for (int64_t k = first; k < size; ++k) col[k] = part.position[col[k]];
   }
 
@@ -105,6 +106,8 @@ std::vector<int64_t> edges_before(const int64_t* rowptr, const Part<Index>& part
   return before;
 }
 
+constexpr int64_t kRowsAhead = 8;  // whose edges are prefetched while those of a part are put side by side
+
 // Runs the product over the rows of a part; args.n_rows is that of the part, args.rowptr that of all of A.
 template <typename T, typename Index>
 void spmm_run(const SpmmFunctions<T, Index>& functions, const SpmmArgs<T, Index>& args, const Part<Index>& part) {
@@ -118,7 +121,7 @@ void spmm_run(const SpmmFunctions<T, Index>& functions, const SpmmArgs<T, Index>
     const int64_t begin = first_edge(piece.row) + piece.begin - rowptr[piece.row],
                   end = begin + piece.end - piece.begin;
     Accumulator<T>* out = partial.data() + p * args.width;
-    if (part.position == nullptr) return functions.partial(args, begin, end, out);
+    if (part.bits == nullptr) return functions.partial(args, begin, end, out);
     TaskEdges<T, Index> edges;
     edges.add(args, part, begin, end);
     functions.partial(edges.args_of(args), 0, edges.size, out);
@@ -128,6 +131,10 @@ void spmm_run(const SpmmFunctions<T, Index>& functions, const SpmmArgs<T, Index>
     TaskEdges<T, Index> edges;
     edges.rowptr[0] = 0;
     for (int64_t k = begin; k < end; ++k) {
+      if (k + kRowsAhead < part.n_rows) {
+        __builtin_prefetch(args.col + first_edge(k + kRowsAhead));
+        __builtin_prefetch(args.value + first_edge(k + kRowsAhead));
+      }
       edges.add(args, part, first_edge(k), first_edge(k) + rowptr[k + 1] - rowptr[k]);
       edges.rowptr[k - begin + 1] = edges.size;
     }
