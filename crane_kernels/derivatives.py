@@ -6,13 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+_PLAIN = (Tensor, Parameter)
 
 
 def differentiable(name: str, backward: Callable[..., Any], save: Callable[..., None]) -> Callable[..., Any]:
-    """Give the compiled operator of that name its backward, and return what calls it with less ado than torch's.
+    """Give the compiled operator of that name its backward, and return what calls it at less cost than the dispatcher.
 
-    Registered, the two are found by whatever traces: torch.compile, torch.export, make_fx. An eager call need not find
-    them through the dispatcher, which costs as much as a small product: it takes an autograd.Function made of them.
+    Registered, the two are found by what traces. An eager call need not find them through the dispatcher, which costs
+    as much as a small product: it takes an autograd.Function made of them.
 
     Args:
         name: of an operator of ``torch.ops.crane_kernels``.
@@ -26,7 +30,8 @@ def differentiable(name: str, backward: Callable[..., Any], save: Callable[..., 
     torch.library.register_autograd(operator, backward, setup_context=save)
 
     def forward(ctx: Any, *arguments: Any) -> Any:
-        results = operator(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():  # past the registered backward, as torch's own function does
+            results = operator(*arguments)
         save(ctx, arguments, results)
         return results
 
@@ -34,13 +39,15 @@ def differentiable(name: str, backward: Callable[..., Any], save: Callable[..., 
     function = type(name, (torch.autograd.Function,), members)
 
     def call(*arguments: Any) -> Any:
-        if torch.is_grad_enabled() and not _transformed():
+        if torch.is_grad_enabled() and _is_plain(arguments):
             return function.apply(*arguments)  # type: ignore[attr-defined]
         return operator(*arguments)
 
     return call
 
 
-def _transformed() -> bool:
-    """Whether something follows the call that knows operators alone."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+def _is_plain(arguments: tuple[Any, ...]) -> bool:
+    """Whether the call is an eager one of plain tensors, which nothing follows that knows operators alone."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state():
+        return False
+    return all(type(x) in _PLAIN for x in arguments if isinstance(x, Tensor))

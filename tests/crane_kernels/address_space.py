@@ -28,6 +28,7 @@ print(status("VmPeak") - before)
 
 def taken(program: str) -> int:
     """Bytes by which the peak during ``run()``, which ``program`` defines, exceeds what was held before."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    fixed = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "THP_MEM_ALLOC_ENABLE": "0"}
+    environment = os.environ | fixed
     command = [sys.executable, "-P", "-c", program + MEASURE]
     return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
