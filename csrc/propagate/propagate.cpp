@@ -62,12 +62,14 @@ template <typename Index>
 Sets<Index> reached_rows(const Csr& a, const std::vector<int64_t>& list, int64_t most, bool along) {
   Sets<Index> sets;
   sets.emplace_back(mask_of(list, a.n_rows));
-  while (static_cast<int64_t>(sets.size()) < most && share(a, sets.back().rows) < kHalf) {
+  double reached = share(a, sets[0].rows);
+  while (static_cast<int64_t>(sets.size()) < most && reached < kHalf) {
     Mask mask = along ? mask_of(list, a.n_rows) : Mask(a.n_rows);
     mark_columns(a.pointers(), a.col.const_data_ptr<Index>(), sets.back().rows, mask);
     sets.emplace_back(mask);
+    reached = share(a, sets.back().rows);
   }
-  if (sets.size() > 1 && share(a, sets.back().rows) > kFew) sets.pop_back();
+  if (sets.size() > 1 && reached > kFew) sets.pop_back();
   return sets;
 }
 
@@ -106,8 +108,13 @@ class Layers {
   // The first is x, at the rows of `at`, side by side; `count` products follow.
   Layers(const SpmmFunctions<T, Index>& functions, const SpmmArgs<T, Index>& args, const Tensor& x, Set at,
          int64_t count)
-      : functions_(functions), args_(args), x_(x), at_(at), left_(count), n_rows_(args.n_rows) {
-    position_ = at == nullptr ? nullptr : at->position.data();
+      : functions_(functions),
+        args_(args),
+        x_(x),
+        at_(at),
+        position_(at == nullptr ? nullptr : at->position.data()),
+        left_(count),
+        n_rows_(args.n_rows) {
     args_.x = static_cast<const T*>(x.const_data_ptr());
     args_.x_stride = x.stride(0);
     last_scale_ = 1 / static_cast<Accumulator<T>>(count + 1);
