@@ -24,6 +24,7 @@ import torch
 from measuring import Measure, anything
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from crane.cli.errors import sentence
 from crane.data import Dataset
 from crane.training.environment import environment
 from crane_kernels import Graph, dispatch, tune_memory
@@ -79,7 +80,7 @@ def _scales(metafunc: pytest.Metafunc) -> list[str]:
     if config.getoption("--quick"):
         return list(getattr(metafunc.module, "QUICK_SCALES", QUICK_SCALES))
     folder = _real_data(config) if getattr(metafunc.module, "REAL_DATA", False) else None
-    real = [] if folder is None else [folder.name]
+    real = [] if folder is None else [_name_of(folder)]
     chosen = config.getoption("--scale")
     if chosen:
         names = [*scales.SIZES, REAL] if "all" in chosen else chosen
@@ -97,10 +98,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
 
 
-def pytest_collection_finish() -> None:
-    """What was imported stays: the garbage collections between measurements need not look at it."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    _read_real_data(session)
+    # What was imported stays: the garbage collections between measurements need not look at it.
     gc.collect()
     gc.freeze()
+
+
+def _read_real_data(session: pytest.Session) -> None:
+    """What is wrong with real data is said once, before anything is measured; what was read is kept."""
+    for scale in sorted({_where(item)["scale"] for item in session.items} - {""}):
+        folder = _folder(scale, session.config)
+        if folder is not None:
+            try:
+                scales.dataset(scale, folder)
+            except (ValueError, TypeError, OSError) as error:
+                raise pytest.UsageError(f"--data: {sentence(error)}") from error
 
 
 def _forward_alone(item: pytest.Item) -> bool:
@@ -113,6 +126,12 @@ def _real_data(config: pytest.Config) -> Path | None:
     if given is not None:
         return Path(given)
     return BESIDE.resolve() if BESIDE.is_dir() else None
+
+
+def _name_of(folder: Path) -> str:
+    """The scale of real data: the folder's name, but not one that a generated scale has."""
+    name = folder.resolve().name
+    return f"{name}-data" if name in (*scales.SIZES, "demo") else name
 
 
 def _backends(operation: str) -> list[str]:

@@ -180,10 +180,11 @@ inline float exponentials(float* scores, int64_t n, float& largest, float& sum) 
   }
   const float now = largest_of(above), before = largest;
   largest = now > before ? now : before;
-  const float factor = std::exp2(before - largest);
+  const float shift = largest == -INFINITY ? 0.0f : largest;  // no key counts yet
+  const float factor = std::exp2(before - shift);
   Floats added = {};
   for (int64_t j = 0; j < n; j += kLanes) {
-    const Floats weight = exponential2<kLanes>(Vector::load(scores + j) - largest);
+    const Floats weight = exponential2<kLanes>(Vector::load(scores + j) - shift);
     Vector::store(scores + j, weight);
     added += weight;
   }

@@ -300,6 +300,15 @@ def test_compiled_items_with_not_a_number():
 
 
 @pytest.mark.usefixtures("compiled")
+def test_compiled_items_pass_over_keys_that_score_minus_infinity():
+    """Also where a whole block of them comes first."""
+    query, key, value = torch.rand(3, 1, 2, 700, 5) + 0.1
+    key[..., :600, :] = -torch.inf
+    expected = items.in_blocks(query.double(), key.double(), value.double())
+    torch.testing.assert_close(cpp._attend_to_items(query, key, value).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("compiled")
 def test_opcheck_and_gradients_of_gradients_of_items():
     given = [torch.randn(2, 2, 9, 4, requires_grad=True) for _ in range(3)]
     torch.library.opcheck(torch.ops.crane_kernels.items_attention, given)

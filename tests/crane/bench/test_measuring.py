@@ -40,9 +40,9 @@ def test_tidying_up_before_a_call_is_no_part_of_its_time(
     assert seconds < 0.1
 
 
-def run_benchmarks(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_benchmarks(*options: str, kind: str = "--quick", **environment: str) -> subprocess.CompletedProcess[str]:
     pytest_alone = [sys.executable, "-P", "-m", "pytest", "-p", "no:xdist"]
-    command = [*pytest_alone, "benchmarks", "--benchmark-only", "--quick", *options]
+    command = [*pytest_alone, "benchmarks", "--benchmark-only", kind, *options]
     # pytest-benchmark takes a worker of pytest-xdist, where these tests may run, for its own.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True)
@@ -53,6 +53,36 @@ def test_a_missing_folder_of_data_is_said_at_once() -> None:
     done = run_benchmarks("--data", "no/such/folder")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "--data: found 'no/such/folder', which is no folder" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("interactions", "message"),
+    [("user,item\n1,2,3\n", "interactions.csv"), (None, "a folder without interactions")],
+)
+def test_a_broken_data_set_is_said_at_once(tmp_path: Path, interactions: str | None, message: str) -> None:
+    pytest.importorskip("pytest_benchmark")
+    if interactions is not None:
+        (tmp_path / "interactions.csv").write_text(interactions)
+    done = run_benchmarks("--data", str(tmp_path), kind="--scale=data")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout + done.stderr
+    assert "ERROR: --data: " in done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_real_data_in_a_folder_with_the_name_of_a_scale_are_measured(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark")
+    folder = tmp_path / "baby"
+    folder.mkdir()
+    pairs = [f"u{user},i{(user + step) % 9}" for user in range(30) for step in (0, 2, 5)]
+    (folder / "interactions.csv").write_text("\n".join(["user,item", *pairs]) + "\n")
+    results = tmp_path / "results.json"
+    options = ("-k", "rows_of_a_batch", "--benchmark-json", str(results))
+    done = run_benchmarks("--data", str(folder), *options, kind="--scale=data")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (benchmark,) = json.loads(results.read_text())["benchmarks"]
+    assert benchmark["extra_info"]["scale"] == "baby-data"
+    assert benchmark["extra_info"]["size"] <= 2 * len(pairs)
 
 
 def test_results_of_an_interrupted_run_say_so(tmp_path: Path) -> None:
