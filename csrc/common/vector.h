@@ -37,14 +37,18 @@ struct VectorOf<T, 1> {
   static inline void store(T* p, type v) { *p = v; }
 };
 
-// Whether stores that pass the caches by are worth it: measured with AVX2 alone.
-#if defined(__AVX__) && !defined(__AVX512F__)
+// Stores that pass the caches by.
+#if defined(__AVX__)
 constexpr bool kStreams = true;
 template <typename V>
 inline void stream(void* p, V v) {
   static_assert(sizeof(V) == kVectorBytes);
 #if defined(__SANITIZE_ADDRESS__)  // which does not see where streams go
   __builtin_memcpy(p, &v, sizeof(v));
+#elif defined(__AVX512F__)
+  __m512i bits;
+  __builtin_memcpy(&bits, &v, sizeof(bits));
+  _mm512_stream_si512(static_cast<__m512i*>(p), bits);
 #else
   __m256i bits;
   __builtin_memcpy(&bits, &v, sizeof(bits));

@@ -33,6 +33,7 @@ Tensor propagate_all(const Csr& a, const Tensor& x, int64_t layers) {
       // The last layer writes the result, the one before the other buffer, and so on backwards.
       args.y = static_cast<decltype(args.y)>(((layers - layer) % 2 == 0 ? result : other).mutable_data_ptr());
       args.scale = layer == layers ? 1 / static_cast<decltype(args.scale)>(layers + 1) : 1;
+      args.read_next = layer < layers;
       spmm_run(functions, args, {nullptr, a.n_rows});
       args.x = args.y;
       args.x_stride = args.width;
@@ -156,7 +157,8 @@ class Layers {
     args_.y_rows = y_rows;
     args_.n_rows = to == nullptr ? n_rows_ : to->size();
     args_.base_rows = base_rows;
-    args_.scale = --left_ == 0 ? last_scale_ : 1;
+    args_.read_next = --left_ > 0;
+    args_.scale = args_.read_next ? 1 : last_scale_;
     const int64_t* rows = to == nullptr ? nullptr : to->rows.data();
     spmm_run(functions_, args_, {rows, args_.n_rows, at_ == nullptr ? nullptr : at_->bits.data(), position_});
   }
