@@ -106,7 +106,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _read_real_data(session: pytest.Session) -> None:
-    """What is wrong with real data is said once, before anything is measured; what was read is kept."""
+    """What is wrong with real data is said once, before anything is measured."""
+    if session.config.option.collectonly:
+        return
     for scale in sorted({_where(item)["scale"] for item in session.items} - {""}):
         folder = _folder(scale, session.config)
         if folder is not None:
@@ -124,13 +126,13 @@ def _forward_alone(item: pytest.Item) -> bool:
 def _real_data(config: pytest.Config) -> Path | None:
     given = config.getoption("--data")
     if given is not None:
-        return Path(given)
+        return Path(os.path.abspath(given))  # a folder called demo is no demo, and one called . has a name
     return BESIDE.resolve() if BESIDE.is_dir() else None
 
 
 def _name_of(folder: Path) -> str:
     """The scale of real data: the folder's name, but not one that a generated scale has."""
-    name = folder.resolve().name
+    name = folder.name
     return f"{name}-data" if name in (*scales.SIZES, "demo") else name
 
 

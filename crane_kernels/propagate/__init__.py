@@ -29,7 +29,8 @@ def propagate(
 
     With ``rows``, each layer is computed only where the wanted rows reach in the layers after it, forward and backward:
     a training step costs what its batch needs, and the gradient's zeros. On the CPU a layer that is needed at rows with
-    most of the edges is computed at all rows, which costs less, and the result has the bits of that for all rows.
+    most of the edges, by a sample, is computed at all rows, which costs less; the result has the bits of that for all
+    rows.
 
     Args:
         graph: A, shape (n, n). Its values are used in the dtype of ``x``.

@@ -3,8 +3,8 @@
 //
 // For some rows R_0 only, layer L is needed at R_0, layer L - 1 at the columns R_1 that R_0 has edges to, and so on.
 // The transpose runs the other way: its first layer is zero but at R_0, the next but at R_0 and R_1. Layers on the way
-// hold those rows alone, side by side, until they have most of the edges: from there on all rows cost less than
-// choosing. Either way a row is summed in the same order, so that its bits are those of the product for all rows.
+// hold those rows alone, side by side, until they have most of the edges or seem to: from there on all rows cost less
+// than choosing. Either way a row is summed in the same order, so that its bits are those of the product for all rows.
 #include "propagate/propagate.h"
 
 #include <cstring>
@@ -54,25 +54,27 @@ double share(const Csr& a, const std::vector<int64_t>& rows) {
 }
 
 // Rows with more of the edges than kFew are not worth a product of their own, which looks up each edge, beside one for
-// all rows; nor are rows that are expected to reach more than kMany of them worth the search, a third of a product of
-// their own: real graphs, with edges in groups, reach a little less than expected.
-constexpr double kFew = 0.75, kMany = 0.85;
+// all rows. Nor is the search for the rows that a set reaches, a third of the set's own product, where a sample says
+// that they have more than kMany.
+constexpr double kFew = 0.75, kMany = 0.8;
 
-// The share of all edges that the rows have which a share `of` of the edges would reach, were those drawn at random: a
-// row of d edges is missed with probability (1 - of)^d. Of many rows, some stand for all.
-double expected_reach(const Csr& a, double of) {
-  constexpr int64_t kDegrees = 64;  // longer rows count as of that many
-  constexpr int64_t kRows = 1 << 16;
-  double missed[kDegrees + 1] = {1};
-  for (int64_t d = 1; d <= kDegrees; ++d) missed[d] = missed[d - 1] * (1 - of);
+// The share of the edges whose rows a set reaches, or another has, estimated from some edges and some of each row's
+// neighbours, as if all edges went both ways.
+template <typename Index>
+double share_reached(const Csr& a, const RowSet<Index>& set, const RowSet<Index>* other) {
+  constexpr int64_t kEdges = 128, kNeighbours = 64;
   const int64_t* rowptr = a.pointers();
-  double edges = 0, edges_missed = 0;
-  for (int64_t row = 0; row < a.n_rows; row += 1 + a.n_rows / kRows) {
-    const int64_t degree = rowptr[row + 1] - rowptr[row];
-    edges += static_cast<double>(degree);
-    edges_missed += static_cast<double>(degree) * missed[std::min(degree, kDegrees)];
+  const Index* col = a.col.const_data_ptr<Index>();
+  const int64_t n_edges = a.col.size(0), sampled = std::min(n_edges, kEdges);
+  int64_t n_reached = 0;
+  for (int64_t k = 0; k < sampled; ++k) {
+    const int64_t row = col[k * n_edges / sampled], end = rowptr[row + 1];
+    const int64_t step = 1 + (end - rowptr[row]) / kNeighbours;
+    bool reached = other != nullptr && other->has(row);
+    for (int64_t e = rowptr[row]; e < end && !reached; e += step) reached = set.has(col[e]);
+    n_reached += reached;
   }
-  return 1 - edges_missed / std::max(edges, 1.0);
+  return sampled == 0 ? 0 : static_cast<double>(n_reached) / static_cast<double>(sampled);
 }
 
 // R_0 = the rows of the list, and R_1, ..., where each has the columns that the one before has edges to, and R_0 too if
@@ -82,7 +84,8 @@ Sets<Index> reached_rows(const Csr& a, const std::vector<int64_t>& list, int64_t
   Sets<Index> sets;
   sets.emplace_back(mask_of(list, a.n_rows));
   double reached = share(a, sets[0].rows);
-  while (static_cast<int64_t>(sets.size()) < most && expected_reach(a, reached) < kMany) {
+  while (static_cast<int64_t>(sets.size()) < most && reached <= kFew &&
+         share_reached(a, sets.back(), along ? &sets[0] : nullptr) <= kMany) {
     Mask mask = along ? mask_of(list, a.n_rows) : Mask(a.n_rows);
     mark_columns(a.pointers(), a.col.const_data_ptr<Index>(), sets.back().rows, mask);
     sets.emplace_back(mask);

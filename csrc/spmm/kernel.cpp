@@ -31,10 +31,10 @@ constexpr int64_t ahead(int bytes) { return bytes > 2 * kLine ? kAhead : kFarAhe
 constexpr int asked(int bytes) { return kVectorBytes == 64 && bytes > 2 * kLine ? 2 * kLine : kLine; }
 
 // From how many bytes of y on its rows pass the caches by: reading lines only to overwrite them, and giving them the
-// place of rows of x, costs more than the next reader of y saves. Measured on Amazon Baby's graph, spmm with its
-// gradient takes 4 to 8 % less with AVX2 on Zen 3, and 9 to 16 % with AVX-512 on Zen 5; propagate, whose layers read
-// what the one before wrote, 12 to 22 % less there, and here 5 %, but 2 to 6 % more if layers in between are no
-// exception. Only whole lines are written without reading them.
+// place of rows of x, costs more than the next reader of y saves. Only whole lines are written without reading them.
+// Measured on Amazon Baby's graph, with AVX2 on Zen 3, spmm with its gradient takes 4 to 8 % less, and propagate 12 to
+// 22 %, though its layers read what the one before wrote. With AVX-512 on Zen 5 that is 9 to 16 % of spmm; propagate
+// takes 2 to 6 % more if layers in between pass the caches by, and 5 % less if only the last one does.
 constexpr int64_t kStreamedBytes = 4 << 20;
 template <typename Args>
 bool streamed(const Args& args, int64_t row_bytes) {

@@ -27,7 +27,7 @@ struct SpmmArgs {
   int64_t base_stride;  // the same of base; rows of y and argmax follow each other
   Accumulator<T> scale;
   bool mean;
-  bool read_next;  // y, by another product
+  bool read_next;  // whether what follows reads y at once, as the next of several products does
 };
 
 // For k < n_rows: out[e] = dot of g[k] and x[col[e]], e in [rowptr[k], rowptr[k + 1]).

@@ -51,6 +51,7 @@ Tensor sum_repeats(const SpmmFunctions<T, Index>& functions, const RowSet<Index>
   args.width = g.size(1);
   args.x_stride = g.stride(0);
   args.scale = 1 / static_cast<Accumulator<T>>(divisor);
+  args.read_next = true;
   spmm_run(functions, args, Part<Index>{nullptr, set.size()});
   return sums;
 }

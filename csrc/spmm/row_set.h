@@ -73,6 +73,7 @@ struct RowSet {
   }
 
   int64_t size() const { return static_cast<int64_t>(rows.size()); }
+  bool has(int64_t row) const { return bits[row / 64] >> (row % 64) & 1; }
 
  private:
   // The mask of n <= 64 rows from `first` on, a bit each.

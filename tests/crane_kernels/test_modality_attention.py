@@ -301,7 +301,7 @@ def test_compiled_items_with_not_a_number():
 
 @pytest.mark.usefixtures("compiled")
 def test_compiled_items_pass_over_keys_that_score_minus_infinity():
-    """Also where a whole block of them comes first."""
+    """Also where a whole block of them comes first. Their own gradients are not finite, as the formula has it."""
     query, key, value = torch.rand(3, 1, 2, 700, 5) + 0.1
     key[..., :600, :] = -torch.inf
     expected = items.in_blocks(query.double(), key.double(), value.double())

@@ -70,6 +70,34 @@ def test_more_than_2_to_the_31_elements() -> None:
     assert torch.equal(y.float(), torch.tensor([[3.5], [4.5]]).expand(2, 64))
 
 
+@pytest.mark.parametrize("rows", [None, torch.arange(3, 18000), torch.tensor([5, 17, 17])], ids=("all", "many", "few"))
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 64), (torch.float32, 80), (torch.float64, 64)], ids=str)
+@pytest.mark.usefixtures("compiled", "nan_filled_memory")
+def test_layers_that_pass_the_caches_by(dtype: torch.dtype, width: int, rows: Tensor | None) -> None:
+    """Results of several MiB are written in other ways, in between and at the end."""
+    graph = random_graph(18000, 18000, 60000, hub_edges=9000)
+    graph = graph.with_value(graph.value.abs()).normalize("row").to(dtype)
+    x = torch.randn(graph.n_rows, width, dtype=dtype, requires_grad=True)
+    results = []
+    for implementation, own in (("cpp", x), ("reference", x.detach().double().requires_grad_())):
+        y = propagate(graph.to(own.dtype), own, 3, rows, implementation=implementation)
+        results.append((y.double(), torch.autograd.grad(y.square().sum(), own)[0].double()))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.usefixtures("compiled")
+def test_rows_of_one_side(layers: int) -> None:
+    """Users alone reach items alone, and those users: never most of the edges."""
+    graph = random_graph(400, 300, 6000).bipartite().to(torch.float32)
+    x, rows = torch.randn(700, 8, requires_grad=True), torch.arange(0, 400, 2)
+    found, full = (propagate(graph, x, layers, wanted, implementation="cpp") for wanted in (rows, None))
+    assert torch.equal(found, full[rows])
+    grad = torch.randn_like(found)
+    (of_found,), (of_full,) = (torch.autograd.grad(y, x, grad) for y in (found, full[rows]))
+    assert torch.equal(of_found, of_full)
+
+
 @given(graphs(square=True), st.integers(0, 4), st.sampled_from([torch.float32, torch.bfloat16]), st.data())
 @settings(deadline=None, max_examples=100)
 def test_generated_graphs(graph: Graph, layers: int, dtype: torch.dtype, data: st.DataObject) -> None:

@@ -78,7 +78,7 @@ def test_real_data_in_a_folder_with_the_name_of_a_scale_are_measured(tmp_path: P
     (folder / "interactions.csv").write_text("\n".join(["user,item", *pairs]) + "\n")
     results = tmp_path / "results.json"
     options = ("-k", "rows_of_a_batch", "--benchmark-json", str(results))
-    done = run_benchmarks("--data", str(folder), *options, kind="--scale=data")
+    done = run_benchmarks("--data", os.path.relpath(folder, ROOT), *options, kind="--scale=data")
     assert done.returncode == 0, done.stdout + done.stderr
     (benchmark,) = json.loads(results.read_text())["benchmarks"]
     assert benchmark["extra_info"]["scale"] == "baby-data"
