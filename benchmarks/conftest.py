@@ -2,7 +2,8 @@
 
 A module names what it measures in ``OPERATION``; its tests take ``measure``, and ``scale`` and ``backend`` where they
 have any. ``SCALES`` are the scales of the default run, ``QUICK_SCALES`` those with ``--quick``; ``REAL_DATA`` says that
-it measures real data too, where there are any, in the place of its only scale or beside several.
+it measures real data too, where there are any, in the place of its only scale or beside several; ``NOT_AT_LARGEST``
+words in the names of tests that would take hours at the largest scale.
 
 Without ``--scale`` a run leaves out what would make it longer than five minutes.
 """
@@ -34,6 +35,7 @@ SCALES = ("baby", "sports", "elec")
 QUICK_SCALES = ("baby",)
 GPU_BACKENDS = ("cuda", "triton")
 REAL = "data"  # the scale that --data gives
+LARGEST = "large"
 WITH_FORWARD = ("spmm",)  # what is measured forward alone, too, by default
 NOT_RUN = pytest.StashKey[list[dict[str, str]]]()
 INTERRUPTED = pytest.StashKey[bool]()
@@ -45,7 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--scale",
         action="append",
         choices=[*scales.SIZES, REAL, "all"],
-        help="this scale and nothing of it left out, may be given several times (default: up to elec, in five minutes)",
+        help="this scale and nothing of it left out, but of the largest what takes hours; may be given several times "
+        "(default: up to elec, in five minutes)",
     )
     parser.addoption(
         "--data",
@@ -149,10 +152,10 @@ def quick(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--quick"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def in_full(request: pytest.FixtureRequest) -> bool:
-    """Whether to leave nothing out, however long it takes: a scale was named."""
-    return bool(request.config.getoption("--scale"))
+    """Whether to leave nothing out, however long it takes: a scale was named, and not the largest."""
+    return bool(request.config.getoption("--scale")) and _where(request.node)["scale"] != LARGEST
 
 
 @pytest.fixture
@@ -255,6 +258,9 @@ def compare(measure: Measure, dataset: Dataset, quick: bool, in_full: bool) -> C
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if _device(_where(item)["backend"]) == "cuda" and not torch.cuda.device_count():
         pytest.skip("no CUDA device")
+    left_out = getattr(getattr(item, "module", None), "NOT_AT_LARGEST", ())
+    if _where(item)["scale"] == LARGEST and any(word in item.name for word in left_out):
+        pytest.skip(f"takes hours at {LARGEST}")
 
 
 @pytest.hookimpl(hookwrapper=True)

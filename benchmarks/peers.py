@@ -23,8 +23,8 @@ PLAIN_COMPILED = "plain PyTorch, torch.compile"
 LAYOUTS = ("CSR", "COO", "COO, uncoalesced", "COO, in random order")
 TOO_LONG = "left out by --quick"
 COMPILED_AT = "baby"  # torch.compile takes longer than all others together, for each size anew
-MANY_EDGES, TOO_MANY = 10**6, "by default left out with so many edges; --scale names sizes"
-ONE_SCALE = f"by default compiled at {COMPILED_AT} alone; --scale names others"
+MANY_EDGES, TOO_MANY = 10**6, "left out with so many edges, but where --scale names a size up to elec"
+ONE_SCALE = f"compiled at {COMPILED_AT} alone, but where --scale names a size up to elec"
 
 Function = Callable[..., Any]
 

@@ -16,6 +16,7 @@ from crane.data import Dataset
 
 OPERATION = "epoch"
 SCALES, QUICK_SCALES, REAL_DATA = ("baby",), ("demo",), True
+NOT_AT_LARGEST = ("test_epoch",)
 
 
 @pytest.mark.parametrize("model", BASELINES)

@@ -17,6 +17,7 @@ from crane.evaluation import evaluate_split
 
 OPERATION = "evaluation"
 SCALES, QUICK_SCALES, REAL_DATA = ("baby",), ("demo",), True
+NOT_AT_LARGEST = ("test_evaluation",)
 DIM = 64
 
 

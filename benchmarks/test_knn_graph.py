@@ -15,6 +15,7 @@ from torch import Tensor
 from crane_kernels import Graph, knn_graph
 
 OPERATION = "knn_graph"
+NOT_AT_LARGEST = ("test_knn_graph",)
 SCALES = ("baby",)
 WIDTH, K = 64, 10
 

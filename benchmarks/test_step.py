@@ -15,6 +15,7 @@ from crane.data import Dataset
 
 OPERATION = "step"
 SCALES, REAL_DATA = ("baby",), True
+NOT_AT_LARGEST = ("crane",)  # which compares all items with each other
 
 
 def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, ...]) -> None:

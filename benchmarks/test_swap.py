@@ -19,6 +19,7 @@ from crane_kernels import accelerate, sparse_mm
 
 OPERATION = "swap"
 SCALES, REAL_DATA = ("baby",), True
+NOT_AT_LARGEST = ("test_ten_products", "test_training_step")
 DIM, BATCH, TEXT_WIDTH = 64, 2048, 384
 AT_LEAST = {
     "attention over modalities, 4096-wide images": 1.2,
