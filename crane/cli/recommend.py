@@ -19,6 +19,7 @@ from crane.words import counted
 
 _PRINTED_ROWS = 100
 _PRINTED_BESIDE_FILE = 5
+_NAMED_USERS = 5
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(console, table, _PRINTED_BESIDE_FILE, "")
         say(console, f"{counted(table.num_rows, 'row')} written to {output}")
+    if users != "all":
+        _say_who_has_none(console, users, table)
     return 0
 
 
@@ -58,6 +61,14 @@ def _read_lines(path: Path) -> list[str]:
         raise ValueError(f"users: the file {str(path)!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"users: the file {str(path)!r} is not UTF-8 text, expected one id a line") from error
+
+
+def _say_who_has_none(console: Console, users: list[str], table: pa.Table) -> None:
+    served = set(table["user"].unique().to_pylist())
+    names = [user for user in users if user not in served]
+    if names:
+        named = ", ".join(names[:_NAMED_USERS]) + (", ..." if len(names) > _NAMED_USERS else "")
+        say(console, f"no item is left for {counted(len(names), 'user')}: {named}")
 
 
 def _print(console: Console, table: pa.Table, most: int, advice: str) -> None:

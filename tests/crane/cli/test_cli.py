@@ -364,6 +364,17 @@ def test_ids_in_brackets_are_printed_as_they_are(crane: Crane) -> None:
     assert re.search(r"\[u1\] +1 +i\[/\d\] ", result.out)
 
 
+def test_recommend_names_users_who_have_all_items(crane: Crane) -> None:
+    pairs = [f"u{user},i{item}" for user in range(7) for item in range(0, 9, 1 if user == 3 else 2)]
+    Path("pairs.csv").write_text("\n".join(["user,item", *pairs]) + "\n")
+    arguments = ("--data", "pairs.csv", *SMALL, "training.epochs=1", "training.patience=null", "data.ratios=[9,0,1]")
+    assert crane("train", *arguments, "--output", "run").code == 0
+    result = crane("recommend", "run", "--users", "u3,u4", "--k", "1")
+    assert result.code == 0
+    assert result.out.endswith("no item is left for 1 user: u3\n")
+    assert "no item is left" not in crane("recommend", "run", "--users", "u4", "--k", "1").out
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_recommend_writes_files_of_unseen_items(crane: Crane, finished: Path, suffix: str) -> None:
     result = crane("recommend", finished, "--users", "all", "--k", "5", "--output", f"out.{suffix}")
