@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,9 +43,20 @@ def peak(run: Callable[[], Any], device: str) -> tuple[Any, int | None]:
     return result, max(0, _status("VmHWM") - before)
 
 
+def available(device: str) -> float:
+    """Bytes that can be had without taking them from other processes; infinity where the system does not tell."""
+    if device != "cpu":
+        return float(torch.cuda.mem_get_info()[0])
+    return _line("/proc/meminfo", "MemAvailable") if sys.platform.startswith("linux") else math.inf
+
+
 def _status(name: str) -> int:
-    """A line of /proc/self/status in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    return _line("/proc/self/status", name)
+
+
+def _line(file: str, name: str) -> int:
+    """A line of what the kernel tells, in bytes."""
+    for line in Path(file).read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status: found no {name}")
+    raise OSError(f"{file}: found no {name}")
