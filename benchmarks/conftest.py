@@ -36,6 +36,7 @@ QUICK_SCALES = ("baby",)
 GPU_BACKENDS = ("cuda", "triton")
 REAL = "data"  # the scale that --data gives
 LARGEST = "large"
+GENERATED = (*scales.SIZES, "demo")
 WITH_FORWARD = ("spmm",)  # what is measured forward alone, too, by default
 NOT_RUN = pytest.StashKey[list[dict[str, str]]]()
 INTERRUPTED = pytest.StashKey[bool]()
@@ -136,7 +137,7 @@ def _real_data(config: pytest.Config) -> Path | None:
 def _name_of(folder: Path) -> str:
     """The scale of real data: the folder's name, but not one that a generated scale has."""
     name = folder.name
-    return f"{name}-data" if name in (*scales.SIZES, "demo") else name
+    return f"{name}-data" if name in GENERATED else name
 
 
 def _backends(operation: str) -> list[str]:
@@ -180,7 +181,7 @@ def dataset(scale: str, request: pytest.FixtureRequest) -> Dataset:
 
 def _folder(scale: str, config: pytest.Config) -> Path | None:
     """Where the data of a scale are; None where they are generated."""
-    return None if scale in (*scales.SIZES, "demo") else _real_data(config)
+    return None if scale in GENERATED else _real_data(config)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from crane.evaluation.ranking import check_finite, ranked_blocks
 from crane.files import write_atomically
 from crane.tensors import load_tensors, save_tensors
 from crane.training.folder import RunFolder
+from crane.words import listed
 from crane_kernels import Graph
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ EXPORT = "export.safetensors"
 MASKS = ("all", "train", "none")
 TABLE_SUFFIXES = (".csv", ".parquet")
 _MASKED = {"train": ("train",), "all": SPLITS}
-_SHOWN = 5
 
 Ids = NDArray[Any]
 
@@ -109,10 +109,9 @@ class TrainedModel:
         rows = [self._row_of.get(str(user), -1) for user in users]
         unknown = list(dict.fromkeys(str(user) for user, row in zip(users, rows, strict=True) if row < 0))
         if unknown:
-            shown = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
             raise ValueError(
                 f"users: {len(unknown)} of {len(users)} ids are not in the training data, which has ids such as "
-                f"{self.user_ids[0]}: {shown}"
+                f"{self.user_ids[0]}: {listed(unknown)}"
             )
         return torch.tensor(rows)
 

@@ -15,11 +15,10 @@ from crane.console import say
 from crane.files import read_lines
 from crane.recommend import check_table_path, load, save_table
 from crane.training.environment import operations
-from crane.words import counted
+from crane.words import counted, listed
 
 _PRINTED_ROWS = 100
 _PRINTED_BESIDE_FILE = 5
-_NAMED_USERS = 5
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,8 +66,7 @@ def _say_who_has_none(console: Console, users: list[str], table: pa.Table) -> No
     served = set(table["user"].unique().to_pylist())
     names = [user for user in users if user not in served]
     if names:
-        named = ", ".join(names[:_NAMED_USERS]) + (", ..." if len(names) > _NAMED_USERS else "")
-        say(console, f"no item is left for {counted(len(names), 'user')}: {named}")
+        say(console, f"no item is left for {counted(len(names), 'user')}: {listed(names)}")
 
 
 def _print(console: Console, table: pa.Table, most: int, advice: str) -> None:

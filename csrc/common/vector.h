@@ -37,7 +37,7 @@ struct VectorOf<T, 1> {
   static inline void store(T* p, type v) { *p = v; }
 };
 
-// Stores that pass the caches by, to whole vectors' places; finish_streams, before others may read what they wrote.
+// Stores that pass the caches by, to places aligned to a whole vector. Before others read them: finish_streams.
 #if defined(__AVX__)
 constexpr bool kStreams = true;
 template <typename V>
